@@ -1,0 +1,7 @@
+"""``python -m gentrain``."""
+
+import sys
+
+from gentrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,54 @@
+"""``gentrain sample run=DIR n=64``: a PNG grid and single files from a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gentrain.commands.words import options, whole_number, yes
+from gentrain.errors import OK, UserError
+from gentrain.folder import RunFolder
+
+KEYS = {
+    "run": None,
+    "n": "64",
+    "checkpoint": "last",
+    "weights": "ema",
+    "seed": "0",
+    "out": "",
+    "files": "true",
+    "trust": "false",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    given = options(arguments, KEYS, "sample")
+    folder = RunFolder.open(Path(given["run"]))
+    n, seed = whole_number(given["n"], "n", least=1), whole_number(given["seed"], "seed")
+    if given["weights"] not in ("ema", "raw"):
+        raise UserError(f"weights={given['weights']}: ema or raw")
+    from gentrain.config import build
+    from gentrain.engine.restore import load_system
+    from gentrain.engine.sampling import draw
+    from gentrain.engine.validation import can, true_density
+    from gentrain.report import pictures
+    from gentrain.types import to_bytes
+
+    system = load_system(folder, given["checkpoint"], trusted=yes(given["trust"], "trust"))
+    if not can(system, "sample"):
+        raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
+    drawn = draw(system, n, seed=seed, weights=given["weights"])
+    out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    if not system.spec.is_image:
+        data = build(folder.config()["data"], trusted=yes(given["trust"], "trust"), where="data")
+        pictures.scatter(data.test.all(n).x, drawn, out / "scatter.png", density=true_density(data))
+        print(f"{n} points: {out / 'scatter.png'}")
+        return OK
+    images = to_bytes(drawn)
+    pictures.grid(images, out / "grid.png")
+    if yes(given["files"], "files"):
+        for i, image in enumerate(images):
+            pictures.grid(image[None], out / f"{i:06d}.png", scale=1)
+    print(f"{n} images: {out}\ngrid: {out / 'grid.png'}")
+    return OK

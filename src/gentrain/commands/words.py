@@ -1,0 +1,89 @@
+"""Reading what stands behind a command's word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gentrain.config import nearest
+from gentrain.errors import UserError
+
+
+@dataclass
+class Words:
+    """Hydra overrides and the few flags that are ours."""
+
+    overrides: list[str] = field(default_factory=list)
+    multirun: bool = False
+    config_name: str = "train"
+    config_dirs: list[Path] = field(default_factory=list)
+
+
+def read(arguments: Sequence[str]) -> Words:
+    """Split flags from overrides. UserError for an unknown flag or a flag without its value."""
+    words = Words()
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag in ("-m", "--multirun"):
+            words.multirun = True
+        elif flag in ("-cn", "--config-name"):
+            words.config_name = value if equals else _value(flag, rest)
+        elif flag in ("-cd", "--config-dir"):
+            place = Path(value if equals else _value(flag, rest))
+            if not place.is_dir():
+                raise UserError(f"{flag} {place}: no such folder")
+            words.config_dirs.append(place)
+        elif argument.startswith("-"):
+            raise UserError(f"{argument}: no such flag{nearest(flag, ['--multirun', '--config-dir', '--config-name'])}")
+        elif not equals and not argument.startswith("~"):
+            raise UserError(f"{argument}: not of the form key=value")
+        else:
+            words.overrides.append(argument)
+    return words
+
+
+def _value(flag: str, rest: object) -> str:
+    value = next(rest, None)  # type: ignore[call-overload]
+    if value is None:
+        raise UserError(f"{flag}: a value must follow")
+    return str(value)
+
+
+def options(arguments: Sequence[str], allowed: dict[str, str | None], word: str) -> dict[str, str]:
+    """``key=value`` options of a command that is not about composing: unknown and missing keys are UserErrors.
+
+    ``allowed``: default of each key; None marks a key that must be given.
+    """
+    given = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in allowed:
+            usage = " ".join(f"{k}=..." if d is None else f"[{k}={d}]" for k, d in allowed.items())
+            raise UserError(f"{word}: {argument} is not one of its keys{nearest(key, allowed)}; usage: gentrain {word} {usage}")
+        given[key] = value
+    for key, default in allowed.items():
+        if key not in given:
+            if default is None:
+                raise UserError(f"{word}: {key}= is missing, e.g. gentrain {word} {key}=outputs/...")
+            given[key] = default
+    return given
+
+
+def whole_number(text: str, key: str, *, least: int = 0) -> int:
+    """An integer option, or a UserError."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise UserError(f"{key}={text}: a whole number is needed") from None
+    if number < least:
+        raise UserError(f"{key}={text}: at least {least}")
+    return number
+
+
+def yes(text: str, key: str) -> bool:
+    """A true/false option, or a UserError."""
+    if text.lower() not in ("true", "false"):
+        raise UserError(f"{key}={text}: true or false is needed")
+    return text.lower() == "true"

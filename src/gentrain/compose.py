@@ -1,0 +1,144 @@
+"""From words on the command line to a resolved config. The only module that imports Hydra and OmegaConf."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gentrain.config import Node, conf_dir, nearest
+from gentrain.errors import UserError
+
+SIZES = ("tiny", "small", "paper")
+KINDS = ("images", "vectors")
+
+
+def _by_size(tiny: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
+    return (tiny, small, paper)[_place(_root_, "size", SIZES)]
+
+
+def _by_kind(images: Any, vectors: Any, *, _root_: DictConfig) -> Any:
+    return (images, vectors)[_place(_root_, "kind", KINDS)]
+
+
+def _place(root: DictConfig, key: str, valid: Sequence[str]) -> int:
+    value = root.get(key)
+    if value not in valid:
+        raise UserError(f"{key}={value}: unknown{nearest(str(value), valid)}")
+    return valid.index(value)
+
+
+def _register() -> None:
+    # Both only choose among values that stand in the config: no resolver runs code or reads the machine.
+    OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
+    OmegaConf.register_new_resolver("by_kind", _by_kind, replace=True)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """``config``: plain, resolved; ``overrides``: the words it came from."""
+
+    config: Node
+    overrides: tuple[str, ...]
+
+
+def compose(
+    overrides: Sequence[str], *, config_name: str = "train", config_dirs: Iterable[Path] = ()
+) -> Composed:
+    """The config of one job. UserError, in one line, for a word that Hydra or OmegaConf cannot take."""
+    _register()
+    places = [f"file://{Path(place).absolute()}" for place in config_dirs]
+    search = [f"hydra.searchpath=[{','.join(places)}]"] if places else []
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            raw = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
+        with_choices = OmegaConf.to_container(raw.hydra.runtime.choices)
+        OmegaConf.set_struct(raw, False)
+        del raw["hydra"]
+        config = OmegaConf.to_container(raw, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, overrides, config_name, places)) from error
+    assert isinstance(config, dict)
+    assert isinstance(with_choices, dict)
+    choices = {str(k): v for k, v in with_choices.items() if not str(k).startswith("hydra/")}
+    plain: Node = {str(key): value for key, value in config.items()}
+    return Composed({"choices": choices, **plain}, tuple(overrides))
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs of a sweep, in Hydra's own sweep grammar: ``seed=0,1 model=dcgan,wgan_gp`` makes four."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def hydra_main(argv: Sequence[str]) -> None:
+    """Let Hydra itself answer ``--cfg``, ``--info``, ``--hydra-help``, ``-sc`` and their kin."""
+    _register()
+
+    @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
+    def nothing(_config: DictConfig) -> None:
+        """Never reached: the flags that come here answer before a job starts."""
+
+    before = sys.argv
+    sys.argv = ["gentrain", *argv]
+    try:
+        nothing()
+    finally:
+        sys.argv = before
+
+
+def _one_line(error: Exception, overrides: Sequence[str], config_name: str, places: Sequence[str]) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, (MissingConfigException, OverrideParseException)):
+        if isinstance(cause.__cause__, UserError):
+            return str(cause.__cause__)
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(cause, OverrideParseException):
+        return f"{cause.override}: not of the form key=value ({str(cause).splitlines()[0]})"
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+        group, _, name = cause.missing_cfg_file.rpartition("/")
+        if group:
+            return f"{group}={name}: there is no such option{nearest(name, cause.options or [])}"
+        return f"no config called {name} in {', '.join([str(conf_dir()), *places])}"
+    key = _unknown_key(str(error), overrides)
+    if key is not None:
+        known = list(_keys(compose([], config_name=config_name).config))
+        near = nearest(key, known) if key not in known else ""
+        return f"{key}: there is no such key{near}; +{key}=... adds a new one"
+    return " ".join(str(error).split())
+
+
+def _unknown_key(message: str, overrides: Sequence[str]) -> str | None:
+    patterns = (r"Could not override '([^']+)'", r"Key '([^']+)' is not in struct", r"full_key: (\S+)")
+    found = next((m[1] for p in patterns if (m := re.search(p, message))), None)
+    if found is None:
+        return None
+    return next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0].lstrip("+~").endswith(found)), found)
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        yield path
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{path}.")
+

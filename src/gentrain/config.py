@@ -1,0 +1,119 @@
+"""From a resolved config (plain dicts, lists and numbers) to objects.
+
+A node with ``_target_`` names a class or function by its dotted path; its other keys are the arguments;
+``_partial_: true`` makes a factory that waits for the rest. Nothing here knows Hydra: a run starts from the frozen,
+resolved config in its folder, so that a rank of DDP, a job of a sweep and a resumed run read the same text.
+
+A config that comes out of a run folder or a checkpoint is not trusted: each target is compared as text with
+``TRUSTED_PREFIXES`` before anything is imported, because importing a module already runs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gentrain.errors import UserError
+
+Node = dict[str, Any]
+
+TRUSTED_PREFIXES = ("gentrain.", "torch.nn.", "torch.optim.")
+"""Where a target may live in a config that nobody vouches for."""
+
+PARTIAL, TARGET = "_partial_", "_target_"
+
+
+def conf_dir() -> Path:
+    """The shipped config tree: inside an installed package, or at the root of a checkout."""
+    here = Path(__file__).resolve().parent
+    for place in (here / "conf", here.parents[1] / "conf"):
+        if (place / "train.yaml").is_file():
+            return place
+    raise FileNotFoundError(f"the config tree is missing: neither {here / 'conf'} nor {here.parents[1] / 'conf'}")
+
+
+def options(group: str, extra: Iterable[Path] = ()) -> list[str]:
+    """Names in one config group (``options("model")``), sorted; own config folders come in by ``extra``."""
+    folders = [conf_dir() / group, *(Path(place) / group for place in extra)]
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def nearest(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
+    """`` (did you mean a, b?)`` with the valid names close to ``name``; all of them if there are few and none is close."""
+    known = sorted(set(valid))
+    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
+    if close:
+        return f" (did you mean {', '.join(close)}?)"
+    return f" (there are: {', '.join(known)})" if 0 < len(known) <= 40 else ""
+
+
+def load_yaml(path: Path) -> Node:
+    """A config file as plain data; ``yaml.safe_load``, so no tag can make an object."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a config is a mapping, this is {type(content).__name__}")
+    return content
+
+
+def locate(target: str, *, trusted: bool = True, where: str = "") -> Any:
+    """The object at a dotted path.
+
+    Raises UserError if the path is outside ``TRUSTED_PREFIXES`` (and the config is not trusted) before any import, if
+    nothing is there, or if an untrusted path leads through an allowed module to an object that lives elsewhere.
+    """
+    at = f"{where}: " if where else ""
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise UserError(f"{at}_target_ is not a dotted name: {target!r}")
+    if not trusted and not target.startswith(TRUSTED_PREFIXES):
+        raise UserError(
+            f"{at}_target_ {target} is outside {', '.join(p + '*' for p in TRUSTED_PREFIXES)} and the config comes from"
+            " a folder: add trust=true if you wrote it yourself"
+        )
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+                continue
+            raise
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                raise UserError(f"{at}nothing called {part} in {module_name}{nearest(part, vars(found))}")
+            found = getattr(found, part)
+        home = str(getattr(found, "__module__", ""))
+        if not trusted and not f"{home}.".startswith(TRUSTED_PREFIXES):
+            raise UserError(f"{at}_target_ {target} leads to {home}, outside the allowed packages")
+        return found
+    raise UserError(f"{at}no module for _target_ {target}: is the package installed?")
+
+
+def build(node: Any, *, trusted: bool = True, where: str = "", **extra: Any) -> Any:
+    """Make what a config node describes; ``extra`` are arguments of the outermost target that only the caller has."""
+    if isinstance(node, Mapping):
+        inner = {
+            key: build(value, trusted=trusted, where=f"{where}.{key}" if where else str(key))
+            for key, value in node.items()
+            if key not in (TARGET, PARTIAL)
+        }
+        if TARGET not in node:
+            return inner
+        target: Callable[..., Any] = locate(node[TARGET], trusted=trusted, where=where)
+        if node.get(PARTIAL, False):
+            return functools.partial(target, **inner, **extra)
+        return target(**inner, **extra)
+    if isinstance(node, (list, tuple)):
+        return [build(item, trusted=trusted, where=f"{where}[{i}]") for i, item in enumerate(node)]
+    return node

@@ -1,0 +1,192 @@
+"""Image files decoded once into one file of uint8, which is then read into memory or mapped.
+
+The file's name holds a hash of the source's fingerprint and of all that decides the pixels, so a changed folder or
+another size is another file. It appears by a rename when it is whole: a kill half-way leaves a hidden leftover that the
+next start sweeps away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
+from gentrain.data.decode import Recipe, decode
+from gentrain.data.files import Files, flushed, locked, reason, shown
+from gentrain.types import UserError
+
+PARALLEL_FROM = 1000
+"""Fewer files are decoded in this process: starting others would take longer."""
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where decoded pixels live. Up to ``in_memory_bytes`` a split is held in memory, above that it is mapped from the
+    cache file; with ``cache`` false there is no such file and each image is decoded whenever it is asked for.
+    """
+
+    in_memory_bytes: int = 1 << 30
+    cache: bool = True
+    cache_dir: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """``cache_dir``, else $GENTRAIN_CACHE, else $XDG_CACHE_HOME/gentrain, else ~/.cache/gentrain."""
+        if self.cache_dir or os.environ.get("GENTRAIN_CACHE"):
+            return Path(self.cache_dir or os.environ["GENTRAIN_CACHE"]).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gentrain"
+
+
+def rows(files: Files, recipe: Recipe, storage: Storage, title: str) -> Rows:
+    """The x of a split: decoded now and kept, or decoded on demand. Raises UserError with the path of a bad file."""
+    if not storage.cache or len(files) == 0:
+        return FileRows(files, recipe)
+    shape = (len(files), recipe.channels, recipe.size, recipe.size)
+    path = _cached(files, recipe, storage, title, shape)
+    if int(np.prod(shape)) <= storage.in_memory_bytes:
+        return TensorRows(torch.from_numpy(np.load(path, allow_pickle=False)))
+    return MemmapRows(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _cached(files: Files, recipe: Recipe, storage: Storage, title: str, shape: tuple[int, ...]) -> Path:
+    key = hashlib.sha256(f"{files.fingerprint()} {recipe.key}".encode()).hexdigest()[:32]
+    folder = storage.folder
+    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', title)}-{recipe.size}px-{key}.npy"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with locked(folder / f".{path.name}.lock"):  # the ranks of one job build it once; the others wait here
+            if not _whole(path, shape):
+                _build(path, files, recipe, shape, title)
+    except OSError as error:
+        size = f"{np.prod(shape) / 1e9:.2g} GB"
+        raise UserError(
+            f"cannot write the cache of {size} in {shown(folder)} ({reason(error)}); set data.cache_dir or "
+            "GENTRAIN_CACHE to another folder, or data.cache=false"
+        ) from error
+    return path
+
+
+def _whole(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # missing, or cut short by a full or failing disk
+        return False
+    return bool(array.shape == shape and array.dtype == np.uint8)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left. A part whose lock is held is being written."""
+    for part in folder.glob(".*.part"):
+        lock = part.with_suffix(".lock")
+        with suppress(OSError), locked(lock, wait=False) as free:
+            if free:
+                part.unlink()
+
+
+def _build(path: Path, files: Files, recipe: Recipe, shape: tuple[int, ...], title: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as out:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(out, header)
+            for block in _watched(_blocks(files, recipe), len(files), title):
+                out.write(block.data)
+            flushed(out)
+        part.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system lets a folder be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _blocks(files: Files, recipe: Recipe) -> Iterator[NDArray[np.uint8]]:
+    """uint8 [B C H W] in the order of the files."""
+    spans = [range(first, min(first + _CHUNK, len(files))) for first in range(0, len(files), _CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or len(files) < PARALLEL_FROM:
+        for span in spans:
+            yield _decoded(files, recipe, span)
+        return
+    with ProcessPoolExecutor(min(cores, 32), _context(), initializer=_start_worker, initargs=(files, recipe)) as pool:
+        try:
+            yield from pool.map(_decoded_here, spans)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process decoding images died (out of memory?); free some, or set data.cache=false"
+            ) from error
+
+
+def _decoded(files: Files, recipe: Recipe, span: Iterable[int]) -> NDArray[np.uint8]:
+    return np.stack([decode(files.read(place), files.where(place), recipe) for place in span])
+
+
+def _context() -> BaseContext:
+    """Not plain fork: a process that holds threads or a GPU cannot be forked safely."""
+    import multiprocessing
+
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not once per worker
+    return context
+
+
+_work: tuple[Files, Recipe]
+
+
+def _start_worker(files: Files, recipe: Recipe) -> None:
+    """Once per worker: 200,000 names need not travel with every chunk."""
+    global _work
+    _work = (files, recipe)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers outlive a killed parent: they wait on a pipe that they hold open themselves."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _decoded_here(span: range) -> NDArray[np.uint8]:
+    return _decoded(*_work, span)
+
+
+def _watched(blocks: Iterable[NDArray[np.uint8]], total: int, title: str) -> Iterator[NDArray[np.uint8]]:
+    """Show progress on the error stream, so that results can be piped."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"decoding {title}", total=total)
+        for block in blocks:
+            yield block
+            progress.advance(task, len(block))

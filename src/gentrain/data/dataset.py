@@ -1,0 +1,187 @@
+"""What a data set is: two splits, a specification and a fingerprint. Sources (``data/sources.py``) build these.
+
+Images are stored as uint8 0..255 and stay so until a family asks for its range; vectors are float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gentrain.data.decode import Recipe, decode
+from gentrain.data.files import Files
+from gentrain.types import Images, Spec, UserError
+
+
+class Rows(Protocol):
+    """The x of a split, wherever it is kept."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Tensor:
+        """uint8 [B C H W] or float32 [B D] for int64 index [B] on the CPU."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRows:
+    """All samples in one tensor: uint8 [N C H W] or float32 [N D]."""
+
+    tensor: Tensor
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.tensor.index_select(0, index)
+
+
+@dataclass(frozen=True, eq=False)
+class MemmapRows:
+    """Samples in a memory-mapped array uint8 [N C H W] (``data/cache.py`` builds the file)."""
+
+    array: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return int(self.array.shape[0])
+
+    def take(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(
+            self.array[index.numpy()]
+        )  # [B C H W]; fancy indexing copies, so the file stays as it is
+
+
+@dataclass(frozen=True, eq=False)
+class FileRows:
+    """Image files decoded on demand, each time they are asked for."""
+
+    files: Files
+    recipe: Recipe
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Raises UserError with the path of a file that cannot be decoded."""
+        side = self.recipe.size
+        out = np.empty((len(index), self.recipe.channels, side, side), dtype=np.uint8)
+        for row, place in enumerate(index.tolist()):
+            out[row] = decode(self.files.read(place), self.files.where(place), self.recipe)
+        return torch.from_numpy(out)  # [B C H W]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """``y``: int64 class labels [N], uint8 attributes [N A], or None."""
+
+    x: Rows
+    y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.y is not None and len(self.y) != len(self.x):
+            raise UserError(f"{len(self.y)} labels for {len(self.x)} samples: the two files do not belong together")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor) -> Images:
+        """The samples at int64 ``index`` [B], in that order; ``Images.index`` is ``index`` itself."""
+        y = None if self.y is None else self.y.index_select(0, index)
+        return Images(self.x.take(index), y, index)
+
+    def all(self, limit: int | None = None) -> Images:
+        """Every sample in order, or ``limit`` of them spread evenly over the split.
+
+        Spread, because files that are sorted by class would otherwise give the first classes only.
+        """
+        n = len(self)
+        if limit is None or limit >= n:
+            return self.take(torch.arange(n))
+        return self.take(torch.arange(limit) * n // limit)
+
+
+class Density(Protocol):
+    """The true distribution of a made data set."""
+
+    @property
+    def modes(self) -> Tensor | None:
+        """Centres of the modes [M D], or None where there are none."""
+        ...
+
+    @property
+    def mode_std(self) -> float:
+        """Standard deviation of one mode, in the units of the data."""
+        ...
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """float32 [n D]."""
+        ...
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """[B] nats for x [B D]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """``fingerprint``: sha256 in hex of what the splits hold, or of names, sizes and times where that is much to read.
+
+    Raises UserError if a split is empty or a sample does not fit ``spec``.
+    """
+
+    name: str
+    spec: Spec
+    train: Split
+    test: Split
+    fingerprint: str
+    density: Density | None = None
+
+    def __post_init__(self) -> None:
+        wanted = torch.uint8 if self.spec.is_image else torch.float32
+        for role, split in (("train", self.train), ("test", self.test)):
+            if len(split) == 0:
+                sizes = f"train {len(self.train)}, test {len(self.test)}"
+                raise UserError(f"data {self.name}: the {role} split is empty ({sizes}); give it more samples")
+            first = split.x.take(torch.zeros(1, dtype=torch.int64))
+            if first.dtype != wanted or tuple(first.shape[1:]) != self.spec.shape:
+                found = f"{tuple(first.shape[1:])} of {first.dtype}"
+                raise UserError(f"data {self.name}: {role} samples are {found}, not {self.spec.shape} of {wanted}")
+
+    def class_counts(self) -> Tensor:
+        """int64 [K]: training samples of each class. Raises UserError where there are no classes."""
+        if self.spec.classes == 0 or self.train.y is None:
+            raise UserError(f"data {self.name} has no class labels; choose data that have, or an unconditional model")
+        return torch.bincount(self.train.y, minlength=self.spec.classes)
+
+
+def content_hash(parts: Iterable[Tensor | str | None]) -> str:
+    """sha256 in hex over the bytes, shapes and types of all parts, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
+            digest.update(part.contiguous().numpy().data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def in_memory(
+    name: str,
+    spec: Spec,
+    train: tuple[Tensor, Tensor | None],
+    test: tuple[Tensor, Tensor | None],
+    density: Density | None = None,
+) -> DataSet:
+    """A data set of tensors (x, y), with the fingerprint of its content."""
+    fingerprint = content_hash((*train, *test))
+    return DataSet(
+        name, spec, Split(TensorRows(train[0]), train[1]), Split(TensorRows(test[0]), test[1]), fingerprint, density
+    )

@@ -1,0 +1,125 @@
+"""Any folder of images: the user's own data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from gentrain.data.cache import Storage, rows
+from gentrain.data.dataset import DataSet, Split, content_hash
+from gentrain.data.decode import SUFFIXES, Recipe, check_size
+from gentrain.data.files import FolderFiles, reason, shown
+from gentrain.types import Spec, UserError
+
+
+def folder(
+    root: str,
+    size: int = 64,
+    channels: int = 3,
+    resize: str = "crop",
+    resample: str = "bicubic",
+    test_fraction: float = 0.1,
+    in_memory_bytes: int = 1 << 30,
+    cache: bool = True,
+    cache_dir: str | None = None,
+) -> DataSet:
+    """Every image below ``root``. Sub-folders, where there are any, are the classes.
+
+    With both ``root``/train and ``root``/test those are the splits. Otherwise a hash of each file's relative path
+    decides, so that new files move no old one to the other side. With ``resize`` "none" every image must have ``size``.
+    Raises UserError naming the path for a folder or file that cannot be used.
+    """
+    check_size(size, native=size if resize == "none" and 1 <= size <= 128 else None)
+    recipe = Recipe(size, channels, resize, resample)
+    storage = Storage(in_memory_bytes, cache, cache_dir)
+    home = Path(root).expanduser()
+    if (home / "train").is_dir() and (home / "test").is_dir():
+        parts = [(home / "train", _listed(home / "train")), (home / "test", _listed(home / "test"))]
+    else:
+        parts = [(home, names) for names in _divided(home, test_fraction)]
+    classes = tuple(sorted({_class(name) for name in parts[0][1]} - {""}))
+    splits: list[Split] = []
+    marks: list[torch.Tensor | str | None] = []
+    for title, (place, names) in zip(("train", "test"), parts, strict=True):
+        files = FolderFiles(place, names)
+        labels = _labels(place, names, classes)
+        marks += [files.fingerprint(), labels]
+        splits.append(Split(rows(files, recipe, storage, f"{home.name}-{title}"), labels))
+    spec = Spec((channels, size, size), class_names=classes)
+    return DataSet(f"folder:{home.name}", spec, splits[0], splits[1], content_hash([*marks, recipe.key]))
+
+
+def _listed(home: Path) -> list[str]:
+    """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders."""
+    if not home.is_dir():
+        raise UserError(f"{shown(home)}: no such folder; set data.root to a folder of images")
+    names: list[str] = []
+    _walk(home, "", names, set())
+    if not names:
+        raise UserError(f"{shown(home)}: no images in it; known endings are {' '.join(SUFFIXES)}")
+    names.sort(key=os.fsencode)
+    loose = [name for name in names if "/" not in name]
+    if loose and len(loose) < len(names):
+        raise UserError(
+            f"{shown(home / loose[0])} lies beside class folders ({len(loose)} of {len(names)} images do); move it "
+            "into one, or elsewhere"
+        )
+    return names
+
+
+def _walk(home: Path, below: str, names: list[str], seen: set[tuple[int, int]]) -> None:
+    """Follows links to folders, but enters none twice: a link to a parent would never end."""
+    try:
+        here = (home / below).stat()
+        entries = sorted(os.scandir(home / below), key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        raise UserError(f"{shown(home / below)}: cannot be read ({reason(error)})") from error
+    if (here.st_dev, here.st_ino) in seen:
+        return
+    seen.add((here.st_dev, here.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            _walk(home, f"{below}{entry.name}/", names, seen)
+        elif entry.name.lower().endswith(SUFFIXES):
+            names.append(below + entry.name)
+
+
+def _divided(home: Path, test_fraction: float) -> tuple[list[str], list[str]]:
+    if not 0 < test_fraction < 1:
+        raise UserError(f"test_fraction={test_fraction} must lie between 0 and 1")
+    names = _listed(home)
+    held_out = [_position(name) < test_fraction for name in names]
+    train = [name for name, held in zip(names, held_out, strict=True) if not held]
+    test = [name for name, held in zip(names, held_out, strict=True) if held]
+    if not train or not test:
+        empty = "test" if train else "train"
+        raise UserError(
+            f"{shown(home)}: the {empty} split is empty with {len(names)} images and test_fraction={test_fraction}; "
+            "change it, or make folders train and test"
+        )
+    return train, test
+
+
+def _position(name: str) -> float:
+    """In [0, 1), uniform over names."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / (1 << 48)
+
+
+def _class(name: str) -> str:
+    return name.split("/", 1)[0] if "/" in name else ""
+
+
+def _labels(place: Path, names: list[str], classes: tuple[str, ...]) -> torch.Tensor | None:
+    """int64 [N], or None where there are no sub-folders. Raises UserError for a class that the training split lacks."""
+    number = {name: label for label, name in enumerate(classes or ("",))}
+    for name in names:
+        if _class(name) not in number:
+            raise UserError(
+                f"{shown(place / name)}: its class is not among the training images' {len(classes)} classes"
+            )
+    return torch.tensor([number[_class(name)] for name in names]) if classes else None

@@ -1,0 +1,1 @@
+"""Training: players, turns, the clock, checkpoints. The only folder that imports Lightning."""

@@ -1,0 +1,287 @@
+"""Run the job of a run folder: from its frozen config to a trained system, its scores and its run card."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import torch
+
+import gentrain
+from gentrain.check import bind, check, fits, misfit
+from gentrain.config import Node, build, nearest
+from gentrain.data.dataset import DataSet
+from gentrain.data.stream import stream
+from gentrain.engine import checkpoint
+from gentrain.engine.conductor import Conductor
+from gentrain.engine.loggers import MetricsCsv
+from gentrain.engine.loop import Blocks, Signals
+from gentrain.engine.precision import Precision
+from gentrain.engine.progress import RichProgress
+from gentrain.engine.session import Budget, Devices, Scoring, Session, place
+from gentrain.engine.state import seed_all
+from gentrain.engine.strategy import count_devices, ranks_strategy
+from gentrain.engine.system import NonFiniteError, System
+from gentrain.errors import UserError
+from gentrain.evaluation.protocol import require
+from gentrain.folder import RunFolder
+from gentrain.types import Images
+
+GIVEN = {"model": frozenset({"spec"})}
+SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None}
+SECTIONS = (
+    *("choices", "about", "published", "seed", "precision", "size", "kind", "wants", "data_root", "output", "name"),
+    *("trust", "train", "jobs", "trainer", "metrics", "callbacks", "logger", "turns", "loss", "model", "data"),
+)
+"""Every key at the root of a config."""
+
+
+def check_config(config: Node, *, trusted: bool = True) -> None:
+    """Everything that can be known to be wrong before data are read or networks built."""
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(f"{key}: there is no such key{nearest(key, SECTIONS)}")
+    check(config, GIVEN, trusted=trusted)
+    bind(Budget, config["train"], "train")
+    bind(Scoring, config["metrics"], "metrics")
+    bind(Devices, config["trainer"], "trainer")
+    for key, kind in SCALARS.items():
+        if not fits(config[key], kind):
+            raise UserError(misfit(key, config[key], kind))
+    budget = build_budget(config)
+    for name in ("batch_size", "iterations", "accumulate", "keep", "log_every"):
+        if getattr(budget, name) < 1:
+            raise UserError(f"train.{name}={getattr(budget, name)}: at least 1")
+    if budget.batch_size < budget.accumulate:
+        raise UserError(f"train.accumulate={budget.accumulate}: more parts than train.batch_size={budget.batch_size}")
+
+
+def build_budget(config: Node) -> Budget:
+    return Budget(**config["train"])
+
+
+def build_system(config: Node, data: DataSet, *, seed: int, trusted: bool = True) -> System:
+    """The untrained system; its weights are a function of the seed."""
+    seed_all(seed)
+    system = build(config["model"], trusted=trusted, where="model", spec=data.spec)
+    if not isinstance(system, System):
+        raise UserError(f"model: {config['model'].get('_target_')} makes {type(system).__name__}, not a System")
+    return system
+
+
+def fit(folder: RunFolder, config: Node, *, resume: bool = False, trusted: bool = True, quiet: bool = False) -> int:
+    """Train. Returns the process's exit code: 0, or 130/143 when a signal stopped it after a checkpoint."""
+    rank, world = place()
+    if rank == 0:
+        _file_log(folder)
+    try:
+        return _fit(folder, config, rank, world, resume=resume, trusted=trusted, quiet=quiet)
+    except BaseException as error:
+        if rank == 0 and folder.card().get("status") != "created":
+            folder.update_card(status="failed", error=str(error) or type(error).__name__)
+            with folder.log_file.open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
+        raise
+
+
+def _fit(
+    folder: RunFolder, config: Node, rank: int, world: int, *, resume: bool, trusted: bool, quiet: bool
+) -> int:
+    _silence()
+    check_config(config, trusted=trusted)
+    trainer_config, seed = config["trainer"], config["seed"]
+    if trainer_config["threads"] is not None:
+        torch.set_num_threads(trainer_config["threads"])
+    data = build(config["data"], trusted=trusted, where="data")
+    budget = build_budget(config)
+    if budget.batch_size % world:
+        raise UserError(f"train.batch_size={budget.batch_size} cannot be shared by {world} ranks")
+    scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
+    system = build_system(config, data, seed=seed, trusted=trusted)
+    require(scoring.scores, system, data)
+    resumed = _last_state(folder, data) if resume else None
+    first = rank == 0
+    own_logger = build(config["logger"], trusted=trusted, where="logger") if config["logger"] and first else None
+    session = Session(
+        folder=folder,
+        config=config,
+        data=data,
+        budget=budget,
+        scoring=scoring,
+        loggers=[MetricsCsv(), *([own_logger] if own_logger is not None else [])] if first else [],
+        progress=RichProgress(quiet=quiet or not first),
+        health=build(config["callbacks"], trusted=trusted, where="callbacks").get("health"),
+        seed=seed,
+        rank=rank,
+        world=world,
+        resumed=resumed,
+        seconds_before=0.0 if resumed is None else resumed["seconds"],
+    )
+    return _train(session, system, resumed)
+
+
+def _train(session: Session, system: System, resumed: dict[str, Any] | None) -> int:
+    budget, settings = session.budget, session.config["trainer"]
+    system.clock.total = budget.iterations
+    if resumed is not None:
+        system.clock.iteration = resumed["system"]["clock"]["iteration"]
+    checkpoint.sweep(session.folder.checkpoints)
+    intervals = [budget.log_every, budget.validation_interval, budget.checkpoint_interval]
+
+    def batches(start: int) -> Iterator[Images]:
+        return stream(
+            session.data.train,
+            batch_size=budget.batch_size,
+            seed=session.seed,
+            start=start,
+            rank=session.rank,
+            world=session.world,
+            flip=budget.flip,
+            workers=settings["workers"],
+            device=system.device,
+        )
+
+    status = "failed"
+    with Signals() as signals:
+        conductor = Conductor(session, signals)
+        if session.world == 1:  # several ranks stop together, at the end of a block
+            system.interrupted = lambda: signals.received is not None
+        trainer = _lightning_trainer(session, conductor)
+        try:
+            trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
+            status = "finished" if system.clock.finished else "stopped"
+        finally:
+            session.progress.stop()
+            if session.is_first:
+                _write_results(session, conductor.results(system), status)
+    return signals.exit_code if status == "stopped" else 0
+
+
+def _lightning_trainer(session: Session, conductor: Conductor) -> lightning.Trainer:
+    settings = session.config["trainer"]
+    kind, _ = count_devices(settings["accelerator"], 1)
+    strategy: Any = "auto"
+    if session.world > 1:
+        strategy = ranks_strategy(settings["backend"], settings["timeout"])
+    return lightning.Trainer(
+        accelerator=kind,
+        devices=session.world,
+        strategy=strategy,
+        max_epochs=1,
+        callbacks=[conductor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        deterministic="warn" if settings["deterministic"] else None,
+        default_root_dir=str(session.folder.path),
+    )
+
+
+def _write_results(session: Session, results: dict[str, Any], status: str) -> None:
+    session.folder.update_card(status=status, **results)
+    summary = {f"final/{name}": value for name, value in (results["final"] or {}).items()}
+    if results["best"] is not None:
+        summary |= {f"best/{name}": value for name, value in results["best"]["scores"].items()}
+    for logger in session.loggers:
+        logger.summary({**summary, "images_per_second": results["images_per_second"] or 0.0})
+        logger.finish(status)
+
+
+def _last_state(folder: RunFolder, data: DataSet) -> dict[str, Any] | None:
+    found = checkpoint.newest_whole(folder.checkpoints)
+    if found is None:
+        return None
+    path, state, passed_over = found
+    for line in passed_over:
+        warnings.warn(f"passed over {line}; resuming from {path.name}", stacklevel=2)
+    _, world = place()
+    if state["world_size"] != world:
+        raise UserError(
+            f"{folder.path}: was trained on {state['world_size']} ranks and would go on with {world}; resume with"
+            f" trainer.devices={state['world_size']}"
+        )
+    if state["data"] != data.fingerprint:
+        raise UserError(f"{folder.path}: the data are no longer those it was trained on (fingerprint differs)")
+    return state
+
+
+def rehearse(config: Node) -> str:
+    """Check a config, read its data and build its system, train nothing. Says what was found in one line."""
+    check_config(config)
+    count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
+    data = build(config["data"], where="data")
+    scoring = Scoring(**build(config["metrics"], where="metrics"))
+    system = build_system(config, data, seed=config["seed"])
+    system.prepare(total=build_budget(config).iterations)
+    require(scoring.scores, system, data)
+    next(iter(stream(data.train, batch_size=config["train"]["batch_size"], seed=0)))
+    parameters = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in system.nets.items())
+    return f"{len(data.train)} training samples of {tuple(data.spec.shape)}, {len(data.test)} to test; parameters: {parameters}"
+
+
+def refuse_foreign_launcher() -> None:
+    """gentrain starts the ranks of a job itself; under another launcher every rank would start them again."""
+    if "RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "RANK or WORLD_SIZE is set: run gentrain without torchrun, it starts its ranks itself"
+            " (trainer=ddp trainer.devices=N)"
+        )
+
+
+def card_for(config: Node, command: str) -> dict[str, Any]:
+    """The run card at the start: what is known before anything ran."""
+    return {
+        "status": "created",
+        "command": command,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "choices": config["choices"],
+        "about": config.get("about"),
+        "seed": config["seed"],
+        "versions": {
+            "gentrain": gentrain.__version__,
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _file_log(folder: RunFolder) -> None:
+    root = logging.getLogger("gentrain")
+    for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(old)
+        old.close()
+    handler = logging.FileHandler(folder.log_file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _silence() -> None:
+    """Lightning's notices about things that are done on purpose here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    for text in (".*configure_optimizers.*", ".*does not have many workers.*", ".*is not an instance of.*DataLoader.*"):
+        warnings.filterwarnings("ignore", message=text)
+
+
+__all__ = [
+    "NonFiniteError",
+    "build_system",
+    "card_for",
+    "check_config",
+    "count_devices",
+    "fit",
+    "refuse_foreign_launcher",
+    "rehearse",
+]

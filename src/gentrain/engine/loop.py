@@ -1,0 +1,65 @@
+"""Feeding Lightning: short runs of batches that end where something is due, and a flag for signals."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from gentrain.engine.clock import Clock
+from gentrain.types import Images
+
+LENGTH = 16
+"""Most batches in one block: Lightning's own cost per step is shared by so many."""
+
+
+class Blocks:
+    """Iterable over blocks of batches, from the clock's iteration to the end of the run.
+
+    A block never crosses a multiple of one of ``stops``, so that what is due every n iterations happens exactly there.
+    Batches are drawn when they are used: a block read ahead costs no memory.
+    """
+
+    def __init__(self, stream: Callable[[int], Iterator[Images]], clock: Clock, stops: Sequence[int]) -> None:
+        self.stream = stream
+        self.clock = clock
+        self.stops = sorted({stop for stop in stops if stop > 0})
+
+    def __iter__(self) -> Iterator[Iterator[Images]]:
+        position, total = self.clock.iteration, self.clock.total
+        source = self.stream(position)
+        while position < total:
+            end = min(position + LENGTH, total, *((position // stop + 1) * stop for stop in self.stops))
+            yield itertools.islice(source, end - position)
+            position = end
+
+
+class Signals:
+    """Turns SIGTERM and SIGINT into a flag that the loop reads between two iterations; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: whoever started the thread handles signals
+                return self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.received is None else 128 + self.received

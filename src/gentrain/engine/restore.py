@@ -1,0 +1,42 @@
+"""A trained system back from its run folder, without its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gentrain.config import build
+from gentrain.engine import checkpoint
+from gentrain.engine.system import System
+from gentrain.errors import UserError
+from gentrain.folder import RunFolder
+from gentrain.types import Spec
+
+
+def load_system(folder: RunFolder, which: str = "last", *, trusted: bool = False) -> System:
+    """The system of a run with the weights of ``which`` (``last``, ``best`` or a file name), on the CPU.
+
+    The stored config is not trusted unless the caller says so.
+    """
+    card = folder.card()
+    if "spec" not in card:
+        raise UserError(f"{folder.path}: the run has not started yet, there is nothing to load")
+    spec = Spec(**{key: tuple(value) for key, value in card["spec"].items()})
+    config = folder.config()
+    state = checkpoint.load(find(folder, which))
+    system = build(config["model"], trusted=trusted, where="model", spec=spec)
+    assert isinstance(system, System)
+    system.prepare(total=config["train"]["iterations"])
+    system.restore(state["system"])
+    return system
+
+
+def find(folder: RunFolder, which: str) -> Path:
+    """Path of a checkpoint by name. UserError if it is not there."""
+    names = {"last": "last.ckpt", "best": "best.ckpt"}
+    path = folder.checkpoints / names.get(which, which)
+    if not path.is_file() or path.parent != folder.checkpoints:
+        there = sorted(p.name for p in folder.checkpoints.glob("*.ckpt"))
+        raise UserError(f"checkpoint={which}: not in {folder.checkpoints} (there are: {', '.join(there) or 'none'})")
+    return path
+
+

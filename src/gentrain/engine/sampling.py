@@ -1,0 +1,43 @@
+"""Drawing from a system outside of training: right mode, right weights, own random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gentrain.engine.state import untouched_rng
+from gentrain.engine.system import System
+
+BATCH = 250
+"""Samples are drawn in batches of this size whatever the caller does with them: the noise depends on it."""
+
+
+@contextlib.contextmanager
+def at_rest(system: System, weights: str = "ema") -> Iterator[None]:
+    """No gradients, networks in eval mode, the chosen weights; all of it, and every random state, as before at the end."""
+    with untouched_rng(), torch.no_grad(), system.weights(weights):
+        modes = {name: net.training for name, net in system.nets.items()}
+        system.nets.eval()
+        try:
+            with system.autocast():
+                yield
+        finally:
+            for name, net in system.nets.items():
+                net.train(modes[name])
+
+
+def draw(
+    system: System, n: int, *, seed: int, weights: str = "ema", labels: Tensor | None = None
+) -> Tensor:
+    """``n`` samples as float32 on the CPU: [n C H W] in [-1, 1], or [n D]. The same seed gives the same samples."""
+    generator = torch.Generator(system.device).manual_seed(seed)
+    parts = []
+    with at_rest(system, weights):
+        for start in range(0, n, BATCH):
+            stop = min(start + BATCH, n)
+            some = None if labels is None else labels[start:stop].to(system.device)
+            parts.append(system.sample(stop - start, labels=some, generator=generator).float().cpu().contiguous())  # type: ignore[operator]
+    return torch.cat(parts)

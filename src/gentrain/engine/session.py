@@ -1,0 +1,104 @@
+"""What one process holds while it trains a run: config, data, metrics, who listens, and its place among ranks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gentrain.config import Node
+from gentrain.data.dataset import DataSet
+from gentrain.engine.health import Health
+from gentrain.engine.loggers import Logger
+from gentrain.engine.progress import RichProgress
+from gentrain.evaluation.metrics import Metric
+from gentrain.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The ``train`` section of the config. Intervals are in iterations; 0 turns one off; None divides the run in ten.
+
+    ``batch_size`` counts all ranks together, so a paper's number holds whatever the number of devices;
+    ``accumulate`` cuts each batch into so many parts.
+    """
+
+    batch_size: int
+    iterations: int
+    accumulate: int = 1
+    log_every: int = 50
+    validate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep: int = 2
+    flip: bool = False
+
+    @property
+    def validation_interval(self) -> int:
+        return max(self.iterations // 10, 1) if self.validate_every is None else self.validate_every
+
+    @property
+    def checkpoint_interval(self) -> int:
+        return self.validation_interval if self.checkpoint_every is None else self.checkpoint_every
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The ``trainer`` section: where a run takes place. ``timeout``: seconds until a silent rank ends the run."""
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    backend: str | None = None
+    timeout: float = 300.0
+    threads: int | None = None
+    workers: int = 0
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The ``metrics`` section: what is measured, on how many samples, and which score ``best`` follows."""
+
+    scores: Mapping[str, Metric] = field(default_factory=dict)
+    samples: int = 1000
+    monitor: str | None = None
+    mode: str = "min"
+
+    def better(self, value: float, best: float | None) -> bool:
+        if best is None:
+            return True
+        return value < best if self.mode == "min" else value > best
+
+
+@dataclass
+class Session:
+    folder: RunFolder
+    config: Node
+    data: DataSet
+    budget: Budget
+    scoring: Scoring
+    loggers: Sequence[Logger]
+    progress: RichProgress
+    health: Health | None
+    seed: int
+    rank: int
+    world: int
+    resumed: Mapping[str, Any] | None = None
+    started: float = field(default_factory=time.monotonic)
+    seconds_before: float = 0.0
+
+    @property
+    def is_first(self) -> bool:
+        """Only the first rank writes files, logs and evaluates."""
+        return self.rank == 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all of its resumptions."""
+        return self.seconds_before + time.monotonic() - self.started
+
+
+def place() -> tuple[int, int]:
+    """(rank, world) that the launcher wrote into the environment; (0, 1) in a process of its own."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,271 @@
+"""The one training step: networks, players, optimisers, clipping, accumulation, averages and the clock.
+
+It knows nothing of images, losses or sampling; families and papers add those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gentrain.engine import precision as numbers
+from gentrain.engine.clock import Clock, Ledger
+from gentrain.engine.ema import Average, Ema
+from gentrain.engine.player import Moves, Player, Seat, make_optimizer
+from gentrain.engine.turns import Alternating, Turns
+from gentrain.types import Images, Spec, Terms, UserError
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient became NaN or infinite."""
+
+
+class System(lightning.LightningModule, ABC):
+    """Base of the families. A family fills ``nets``, says who the players are, and how to sample.
+
+    ``spec``: shape of the data. ``players``: the numbers of each player by name. ``ema``: average of the networks in
+    ``sampled``, or None.
+    """
+
+    sampled: tuple[str, ...] = ()
+    """Names of the networks that sampling needs: these are averaged, and put into eval mode to sample."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        players: Mapping[str, Moves],
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.spec = spec
+        self.moves = dict(players)
+        self.turns: Turns = turns if turns is not None else Alternating()
+        self.ema = ema
+        self.nets = nn.ModuleDict()
+        self.average: Average | None = None
+        self.clock = Clock()
+        self.ledger = Ledger()
+        self.seats: list[Seat] = []
+        self.optimizers_by_name: dict[str, Optimizer] = {}
+        self.precision_name = "32-true"
+        self.channels_last = False
+        self.accumulate = 1
+        self.interrupted: Callable[[], bool] = lambda: False
+        self._active: Seat | None = None
+
+    @abstractmethod
+    def players(self) -> Sequence[Player]:
+        """The players in the order in which they move."""
+
+    def prepare(self, *, total: int, precision: str = "32-true", accumulate: int = 1) -> None:
+        """Make optimisers, averages and seats, once the networks are where they will stay."""
+        self.clock.total = total
+        self.precision_name, self.accumulate = precision, accumulate
+        self.channels_last = self.spec.is_image
+        if self.channels_last:
+            self.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.ema is not None and self.average is None:
+            self.average = Average(self.ema, self.nets, self.sampled)
+        roster = list(self.players())
+        unknown = sorted(set(self.moves) - {p.optimizer or p.name for p in roster} - {p.name for p in roster})
+        if unknown:
+            raise UserError(
+                f"model.players.{unknown[0]}: no such player; this system has {', '.join(p.name for p in roster)}"
+            )
+        self.optimizers_by_name = self._make_optimizers(roster)
+        everyone = list(self.nets.parameters())
+        self.seats = [
+            Seat(p, self._moves_of(p), self.nets, self.optimizers_by_name[p.optimizer or p.name], everyone)
+            for p in roster
+        ]
+
+    def _not_finite(self, seat: Seat, terms: Terms, iteration: int) -> NonFiniteError:
+        values = ", ".join(f"{name} = {term.item():.3g}" for name, term in terms.items())
+        return NonFiniteError(
+            f"iteration {iteration}: the loss of the {seat.player.name} is not finite ({values}); a smaller"
+            f" model.players.{seat.player.name}.optimizer.lr or model.players.{seat.player.name}.clip=1 usually helps"
+        )
+
+    def _moves_of(self, player: Player) -> Moves:
+        for name in (player.name, player.optimizer):
+            if name in self.moves:
+                return self.moves[name]
+        raise UserError(f"model.players.{player.name}: missing; the player needs an optimizer")
+
+    def _make_optimizers(self, roster: Sequence[Player]) -> dict[str, Optimizer]:
+        made: dict[str, Optimizer] = {}
+        for name in dict.fromkeys(p.optimizer or p.name for p in roster):
+            sharing = [p for p in roster if (p.optimizer or p.name) == name]
+            nets = dict.fromkeys(net for p in sharing for net in p.nets)
+            parameters = [parameter for net in nets for parameter in self.nets[net].parameters()]
+            made[name] = make_optimizer(self._moves_of(sharing[0]).optimizer, parameters)
+        return made
+
+    # ---------------------------------------------------------------- the step
+
+    def training_step(self, block: Sequence[Images], batch_idx: int) -> None:
+        """Lightning hands over a short run of batches: its own 0.6 ms per step would double the time of a small one."""
+        for batch in block:
+            self.iterate(batch)
+            if self.interrupted():
+                return
+
+    def iterate(self, batch: Images) -> None:
+        """One iteration of the game on one batch."""
+        on_device = batch.to(self.device, channels_last=self.channels_last)
+        parts = list(on_device.chunks(self.accumulate))
+        iteration = self.clock.iteration + 1
+        moving = [seat for seat in self.seats if seat.moves_at(iteration)]
+        self.turns(moving, lambda seat: self._gradients(seat, parts, iteration), lambda seat: self._step(seat, iteration))
+        if world_size() > 1:
+            average_buffers(self.nets)
+        if self.average is not None and any(name in self.sampled for seat in moving for name in seat.player.nets):
+            self.average.update(iteration)
+        self.clock.tick(len(batch) * world_size())
+
+    def _gradients(self, seat: Seat, parts: Sequence[Images], iteration: int) -> None:
+        self._give_the_floor_to(seat)
+        seat.optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            with self.autocast():
+                terms = seat.player.loss(part)
+            loss = total(terms)
+            if loss.device.type == "cpu" and not math.isfinite(loss.item()):  # free on a CPU, a stall on a GPU
+                raise self._not_finite(seat, terms, iteration)
+            (loss / len(parts) if len(parts) > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            for name, term in terms.items():
+                self.ledger.note(seat.term_key(name), term)
+        if world_size() > 1:
+            average_gradients(seat.parameters)
+
+    def _step(self, seat: Seat, iteration: int) -> None:
+        if seat.clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(seat.parameters, seat.clip)
+            self.ledger.note(f"grad_norm/{seat.player.name}", norm)
+        elif seat.norm_wanted:
+            self.ledger.note(f"grad_norm/{seat.player.name}", seat.gradient_norm())
+            seat.norm_wanted = False
+        seat.set_rate(iteration, self.clock.total)
+        seat.optimizer.step()
+        if seat.player.after is not None:
+            seat.player.after()
+
+    def _give_the_floor_to(self, seat: Seat) -> None:
+        """Only the player's own parameters collect gradients: no other player moves, and no backward pass is wasted."""
+        if self._active is seat:
+            return
+        for parameter in seat.others:
+            parameter.requires_grad_(False)
+        for parameter in seat.parameters:
+            parameter.requires_grad_(True)
+        self._active = seat
+
+    # ---------------------------------------------------------------- weights and modes
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        return numbers.autocast(self.precision_name, self.device)
+
+    @contextlib.contextmanager
+    def weights(self, which: str) -> Iterator[None]:
+        """Inside, ``nets`` holds the averaged networks (``ema``) or the live ones (``raw``)."""
+        if which != "ema" or self.average is None:
+            yield
+            return
+        live = {name: self.nets[name] for name in self.average.nets}
+        try:
+            for name, net in self.average.nets.items():
+                self.nets[name] = net
+            yield
+        finally:
+            for name, net in live.items():
+                self.nets[name] = net
+
+    def report(self) -> dict[str, float]:
+        """Means of everything noted since the last report, by logger key."""
+        for seat in self.seats:
+            seat.norm_wanted = True  # one gradient norm per report: it reads every gradient once
+        return self.ledger.means()
+
+    def note(self, key: str, value: Tensor) -> None:
+        """Log the mean of a scalar that no player minimises, e.g. ``score/real``."""
+        self.ledger.note(key, value)
+
+    def configure_optimizers(self) -> None:
+        """Lightning is given none: it would count their steps, and refuse clipping and accumulation."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
+    # ---------------------------------------------------------------- state
+
+    def state(self) -> dict[str, Any]:
+        """All that training changes, as tensors and plain values."""
+        return {
+            "nets": self.nets.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers_by_name.items()},
+            "clock": {"iteration": self.clock.iteration, "images": self.clock.images},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` gave. Networks and optimisers must be of the same make (RuntimeError otherwise)."""
+        self.nets.load_state_dict(state["nets"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+            self.average.forget_places()
+        for name, optimizer in self.optimizers_by_name.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.clock.iteration = state["clock"]["iteration"]
+        self.clock.images = state["clock"]["images"]
+
+
+def total(terms: Terms) -> Tensor:
+    """Sum of the terms in float32: what the player minimises."""
+    values = iter(terms.values())
+    result = next(values).float()
+    for value in values:
+        result = result + value.float()
+    return result
+
+
+# -------------------------------------------------------------------- data parallel
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Mean of the gradients over all ranks, as one flat message per player.
+
+    torch's DDP wrapper expects one forward and one backward pass per step; a game has several, through different
+    networks, with penalties that differentiate twice. One explicit mean per player is right for all of them.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    _average(gradients)
+
+
+def average_buffers(nets: nn.Module) -> None:
+    """Mean of the floating-point buffers (batch-norm statistics), so that all ranks hold one model at every iteration."""
+    _average([b for b in nets.buffers() if b.is_floating_point()])
+
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

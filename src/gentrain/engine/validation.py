@@ -1,0 +1,138 @@
+"""What is looked at between iterations: grids from fixed noise, reconstructions, scores. Training is not touched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gentrain.data.dataset import DataSet
+from gentrain.engine.sampling import at_rest, draw
+from gentrain.engine.session import Session
+from gentrain.engine.system import System
+from gentrain.evaluation.metrics import Metric
+from gentrain.evaluation.protocol import Report, evaluate
+from gentrain.evaluation.subject import FeatureCache, Subject
+from gentrain.report import pictures
+from gentrain.types import CAPABILITIES, to_bytes
+
+GRID = 64
+TOY_POINTS = 2000
+FIXED_SEED = 0x5EED
+"""Noise of the grids: the same in every run, so that grids compare across iterations, runs and machines."""
+
+
+def true_density(data: DataSet) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None:
+    """p(x) of toy data as a function of points [n 2], for contours; None for other data."""
+    density = data.density
+    if density is None:
+        return None
+    return lambda points: density.log_prob(torch.from_numpy(points).float()).double().exp().numpy()
+
+
+def can(system: System, capability: str) -> bool:
+    return isinstance(system, CAPABILITIES[capability])
+
+
+class Validation:
+    """Pictures and scores of one session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.samples_now: Tensor | None = None
+        self.features = FeatureCache()
+
+    def real_grid(self) -> None:
+        """One picture of the data, to hold the samples against."""
+        path = self.session.folder.samples / "real.png"
+        data = self.session.data
+        if data.spec.is_image and not path.exists():
+            pictures.grid(data.train.take(torch.arange(min(GRID, len(data.train)))).x, path)
+
+    def draw_pictures(self, system: System) -> list[tuple[str, Path]]:
+        """(logger key, file) of each picture of this iteration."""
+        made = []
+        if can(system, "sample"):
+            made.append(("samples/fixed", self._samples(system)))
+        if can(system, "encode") and hasattr(system, "reconstruct") and system.spec.is_image:
+            made.append(("samples/reconstructions", self._reconstructions(system)))
+        for _, path in made:
+            shutil.copyfile(path, path.with_name(path.name.split("-")[0] + "-latest.png"))
+        return made
+
+    def _samples(self, system: System) -> Path:
+        folder, iteration = self.session.folder, system.clock.iteration
+        path = folder.samples / f"samples-{iteration:09d}.png"
+        count = GRID if system.spec.is_image else TOY_POINTS
+        kinds = ["ema", "raw"] if system.average is not None else ["raw"]
+        drawn = {kind: draw(system, count, seed=FIXED_SEED, weights=kind) for kind in kinds}
+        self.samples_now = drawn[kinds[0]]
+        if not system.spec.is_image:
+            real = self.session.data.test.all(TOY_POINTS).x
+            pictures.scatter(real, drawn[kinds[0]], path, density=true_density(self.session.data))
+            return path
+        facts = {"iteration": str(iteration), "seed": str(FIXED_SEED), "weights": "+".join(kinds)}
+        as_bytes = {kind: to_bytes(x) for kind, x in drawn.items()}
+        if len(kinds) == 1:
+            pictures.grid(as_bytes["raw"], path, metadata=facts)
+        else:
+            pictures.side_by_side(list(as_bytes.items()), path, metadata=facts)
+        return path
+
+    def _reconstructions(self, system: System) -> Path:
+        path = self.session.folder.samples / f"reconstructions-{system.clock.iteration:09d}.png"
+        x = self.session.data.test.all(16).x
+        with at_rest(system):
+            back = system.reconstruct(x.to(system.device))  # type: ignore[operator]
+        pictures.reconstructions(x, to_bytes(back).cpu(), path)
+        return path
+
+    def latent_kl(self, system: System) -> Tensor | None:
+        """KL of each latent dimension on test images [Z] nats, where the system has one."""
+        if not hasattr(system, "latent_kl"):
+            return None
+        with at_rest(system):
+            result: Tensor = system.latent_kl(self.session.data.test.all(256).x.to(system.device))  # type: ignore[operator]
+            return result.float().cpu()
+
+    def score(self, system: System, weights: str = "ema") -> Report | None:
+        """Scores under the run's protocol, or None if it has no metrics."""
+        scoring = self.session.scoring
+        if not scoring.scores:
+            return None
+        kind = weights if system.average is not None else "raw"
+        session = self.session
+        return score_system(
+            system,
+            session.data,
+            scoring.scores,
+            n=scoring.samples,
+            seed=session.seed,
+            weights=kind,
+            cache=self.features,
+        )
+
+
+def score_system(
+    system: System,
+    data: DataSet,
+    metrics: Mapping[str, Metric],
+    *,
+    n: int,
+    seed: int,
+    weights: str,
+    cache: FeatureCache | None = None,
+) -> Report:
+    """Scores of one set of weights. The same system, seed and ``n`` give the same numbers; training is not touched."""
+
+    def some(count: int) -> Tensor:
+        return draw(system, count, seed=seed, weights=weights)
+
+    subject = Subject(data=data, system=system, draw=some, n=n, seed=seed, device=system.device, cache=cache)
+    with at_rest(system, weights):
+        return evaluate(metrics, subject, weights)

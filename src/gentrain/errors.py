@@ -1,0 +1,38 @@
+"""Exit codes, and mistakes shown as one line. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake of the user's: shown as one line, exit code 2, never with a traceback.
+
+    The message says what is wrong, where, which valid names are near, and what to do.
+    """
+
+
+OK, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
+    """Run ``work``; a user's mistake becomes one line on stderr and exit code 2, a fault of ours keeps its traceback.
+
+    ``debug`` (or GENTRAIN_DEBUG=1) shows the traceback always.
+    """
+    try:
+        return work()
+    except UserError as error:
+        if debug or os.environ.get("GENTRAIN_DEBUG"):
+            raise
+        print(f"gentrain: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("gentrain: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`gentrain list | head`): not a fault, and nothing can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK

@@ -1,0 +1,83 @@
+"""Likelihood of held-out data, for systems that have one or a bound on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from gentrain.evaluation.subject import Subject, split_of
+from gentrain.types import Likelihood, UserError
+
+if TYPE_CHECKING:
+    from gentrain.data.dataset import DataSet
+
+
+@dataclass(frozen=True)
+class LikelihoodBound:
+    """Mean over a split, each sample once (config target).
+
+    ``nll_nats``: nats per sample, smaller is better; an upper bound where the system's ``log_likelihood`` is a lower
+    one. ``bits_per_dim``: the same / (ln 2 * C*H*W), for images, whose likelihood is that of integer data.
+    Where the system has ``elbo(x) -> [B]``: ``elbo_nats``; where it has ``importance_bound(x, samples=K) -> [B]``
+    (Burda et al. 2016, arXiv 1509.00519, eq. 8): ``iw_bound_nats``. Both are lower bounds on the log-likelihood in
+    nats per sample: larger is better.
+
+    ``split``; ``limit``: so many samples spread over it, None for all; ``batch``: per call, no influence on an exact
+    likelihood (one that draws noise sees other noise at another batch size); ``importance_samples``: K, 0 leaves the
+    importance bound out.
+    """
+
+    split: str = "test"
+    limit: int | None = None
+    batch: int = 128
+    importance_samples: int = 64
+
+    needs: ClassVar[frozenset[str]] = frozenset({"log_likelihood"})
+    scores: ClassVar[tuple[str, ...]] = ("nll_nats", "bits_per_dim", "elbo_nats", "iw_bound_nats")
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        split_of(data, self.split)
+        if self.batch < 1:
+            raise UserError(f"metrics.scores.likelihood.batch={self.batch}: must be at least 1")
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        system = subject.system
+        if not isinstance(system, Likelihood):
+            raise UserError(f"metrics: {type(system).__name__} has no log_likelihood")
+        spec = subject.data.spec
+        nll = -self._mean(subject, "log_likelihood", system.log_likelihood)
+        found = {"nll_nats": nll}
+        if spec.is_image:
+            found["bits_per_dim"] = nll / (math.log(2.0) * spec.numel)
+        elbo = getattr(system, "elbo", None)
+        if elbo is not None:
+            found["elbo_nats"] = self._mean(subject, "elbo", elbo)
+        bound = getattr(system, "importance_bound", None)
+        if bound is not None and self.importance_samples > 0:
+            found["iw_bound_nats"] = self._mean(
+                subject, "importance_bound", lambda x: bound(x, samples=self.importance_samples)
+            )
+        return found
+
+    @torch.no_grad()
+    def _mean(self, subject: Subject, name: str, value: Callable[[Tensor], Tensor]) -> float:
+        """Sum over all samples / their number: a mean of batch means would weigh a short last batch too much."""
+        rows = split_of(subject.data, self.split)
+        places = subject.reference_index(self.split, self.limit)
+        total = 0.0
+        for index in torch.split(places, self.batch):
+            nats = value(rows.take(index).x.to(subject.device))
+            if nats.shape != index.shape:
+                raise ValueError(f"{name} returned {list(nats.shape)} for {len(index)} samples: one value each is due")
+            if not bool(nats.isfinite().all()):
+                raise UserError(
+                    f"metrics: {name} of sample {int(index[int((~nats.isfinite()).nonzero()[0])])} of split="
+                    f"{self.split} is not finite: the model has diverged"
+                )
+            total += float(nats.double().sum())
+        return total / len(places)

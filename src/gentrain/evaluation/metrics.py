@@ -1,0 +1,205 @@
+"""Scores of images: distances between sets of features, the Inception score, and the classes that appear.
+
+torchmetrics does the arithmetic, on features that were computed once. What is added are the guards it lacks: too few
+samples and non-finite features are refused, random subsets follow the seed and leave the global generators alone,
+and nothing is reduced over processes behind the caller's back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gentrain.evaluation.extractors import ExtractorSource
+from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.subject import Subject, split_of
+from gentrain.types import UserError
+
+if TYPE_CHECKING:
+    from gentrain.data.dataset import DataSet
+
+
+class Metric(Protocol):
+    """A named group of scores; concrete ones are frozen dataclasses and config targets."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Capabilities asked of the system, names of ``gentrain.types.CAPABILITIES``."""
+        ...
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Every key that ``measure`` may return."""
+        ...
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        """Raise UserError if the metric cannot work on these data, or with ``n`` samples. Called at start-up."""
+        ...
+
+    def measure(self, subject: Subject) -> dict[str, float]: ...
+
+
+class _Given(nn.Module):
+    """The extractor of torchmetrics' classes where the features are there already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Squared Fréchet distance of the Gaussians fitted to two sets of features [N D] and [M D] (Heusel et al. 2017,
+    arXiv 1706.08500, eq. 6): |mu_r - mu_f|^2 + Tr(S_r + S_f - 2 (S_r S_f)^(1/2)). float64 throughout; covariances
+    with N - 1. Raises UserError for non-finite features."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    real, fake = _finite(real, "reference"), _finite(fake, "samples")
+    # The distance does not change when both sets move together, and sums of squares around 0 lose fewer digits.
+    centre = real.mean(dim=0)
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), sync_on_compute=False)
+    metric.update(real - centre, real=True)
+    metric.update(fake - centre, real=False)
+    return max(float(metric.compute()), 0.0)  # below 0 by rounding only
+
+
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int, seed: int) -> float:
+    """Unbiased squared MMD with the kernel (x.y/D + 1)^3 (Binkowski et al. 2018, arXiv 1801.01401, section 4), mean
+    over random subsets of min(N, M, ``subset_size``). features: [N D] and [M D]. Unbiased: may be below 0.
+    Raises UserError for non-finite features or fewer than two samples on a side."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    real, fake = _finite(real, "reference"), _finite(fake, "samples")
+    size = min(len(real), len(fake), subset_size)
+    if size < 2:
+        raise UserError(f"metrics: kid needs at least 2 samples on each side, there are {len(fake)} and {len(real)}")
+    with warnings.catch_warnings(), isolated_rng(seed):
+        warnings.simplefilter("ignore", UserWarning)  # "will save all features": they are in memory already
+        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets, size, sync_on_compute=False)
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+        return float(metric.compute()[0])
+
+
+def inception_score(logits: Tensor, *, splits: int, seed: int) -> float:
+    """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, arXiv 1606.03498, section 4), mean over ``splits``
+    random parts of equal size. logits: [N K]. Between 1 and K. Raises UserError for non-finite logits, N < splits."""
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = _finite(logits, "samples")
+    if len(logits) < splits:
+        raise UserError(f"metrics: {len(logits)} samples cannot be cut into splits={splits} parts: lower splits")
+    # exp(-700) is the edge of float64: below it a class that no sample shows would give 0 * inf.
+    logits = logits.log_softmax(dim=1).clamp(min=-700.0)
+    with warnings.catch_warnings(), isolated_rng(seed):
+        warnings.simplefilter("ignore", UserWarning)  # "will save all features", and the spread of a single split
+        metric = InceptionScore(_Given(logits.shape[1]), splits=splits, sync_on_compute=False)
+        metric.update(logits)
+        return float(metric.compute()[0])
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Fréchet distance, kernel distance and Inception score under one extractor (config target).
+
+    ``split``: the reference, test by default; ``reference``: at most so many of its images, None for all.
+    ``subsets``, ``subset_size``: of the kernel distance. ``splits``: of the Inception score. ``allow_few``: compute the
+    Fréchet distance although a covariance cannot have full rank; the value is then far too large and only comparable
+    at the same counts.
+    """
+
+    extractor: ExtractorSource
+    split: str = "test"
+    reference: int | None = None
+    subsets: int = 100
+    subset_size: int = 1000
+    splits: int = 10
+    allow_few: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return tuple(self.extractor.keys)
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        _check_images(data)
+        self.extractor.check(data)
+        count = len(split_of(data, self.split))
+        self._enough(count if self.reference is None else min(count, self.reference), n, self.extractor, data)
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        real = subject.reference_features(self.extractor, self.split, self.reference)
+        fake = subject.sample_features(self.extractor)
+        self._enough(len(real), len(fake), self.extractor, subject.data)
+        keys = self.extractor.keys
+        found = {
+            keys.distance: frechet_distance(real.features, fake.features),
+            keys.kernel: kernel_distance(
+                real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
+            ),
+        }
+        if fake.logits is not None:
+            found[keys.score] = inception_score(fake.logits, splits=self.splits, seed=subject.seed)
+        return found
+
+    def _enough(self, reference: int, n: int | None, extractor: ExtractorSource, data: DataSet) -> None:
+        dim = extractor.num_features(data)
+        for what, count, remedy in (
+            ("samples", n, "raise metrics.samples"),
+            (f"images of data {data.name!r} split={self.split}", reference, "use another split or more data"),
+        ):
+            if count is not None and count <= dim and not (self.allow_few and count > 1):
+                raise UserError(
+                    f"metrics: {count} {what} for {dim} features: {extractor.keys.distance} needs more than {dim}: "
+                    f"{remedy}, or set metrics.scores.distances.allow_few=true"
+                )
+
+
+@dataclass(frozen=True)
+class ClassesShown:
+    """Which of the extractor's classes the samples show: the plainest sign of dropped modes (config target).
+
+    ``classes_shown``: classes that at least ``share`` of the samples are taken for. ``label_entropy_nats``: of the
+    histogram of predicted classes, log K where all are equally frequent.
+    """
+
+    extractor: ExtractorSource
+    share: float = 0.01
+
+    needs: ClassVar[frozenset[str]] = frozenset({"sample"})
+    scores: ClassVar[tuple[str, ...]] = ("classes_shown", "label_entropy_nats")
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        _check_images(data)
+        self.extractor.check(data)
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        logits = subject.sample_features(self.extractor).logits
+        if logits is None:
+            raise UserError("metrics: classes_shown needs an extractor that is a classifier")
+        counts = _finite(logits, "samples").argmax(dim=1).bincount(minlength=logits.shape[1])  # [K]
+        frequency = counts.double() / len(logits)
+        return {
+            "classes_shown": float((frequency >= self.share).sum()),
+            "label_entropy_nats": float(torch.special.entr(frequency).sum()),
+        }
+
+
+def _check_images(data: DataSet) -> None:
+    if not data.spec.is_image:
+        raise UserError(f"metrics: data {data.name!r} are vectors, not images: use metrics=modes or metrics=none")
+
+
+def _finite(values: Tensor, whose: str) -> Tensor:
+    """float64, or UserError: torch's eigenvalues of a matrix with nan would be nan without a word."""
+    bad = int((~values.isfinite()).any(dim=1).sum())
+    if bad:
+        raise UserError(f"metrics: features of {bad} of {len(values)} {whose} are nan or inf: no distance can be given")
+    return values.double()

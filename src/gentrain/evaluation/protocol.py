@@ -1,0 +1,165 @@
+"""One evaluation: all metrics on one subject, and beside the scores all that is needed to read them.
+
+A score without its data, split, counts, extractor and weights is no score. ``Protocol`` is that record; two reports
+are comparable where their protocols are equal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import gentrain
+from gentrain.evaluation.metrics import Metric
+from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.subject import Subject
+from gentrain.types import CAPABILITIES, UserError
+
+if TYPE_CHECKING:
+    from gentrain.data.dataset import DataSet
+
+OFFERS: tuple[tuple[str, str, bool], ...] = (
+    ("domain", "sample", True),
+    ("inception", "sample", True),
+    ("modes", "sample", False),
+    ("likelihood", "log_likelihood", True),
+    ("likelihood", "log_likelihood", False),
+)
+"""(file of conf/metrics, the capability it needs, whether it is for images), to suggest what would work."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a set of scores was measured on and with."""
+
+    data: str
+    fingerprint: str
+    splits: dict[str, int]
+    """Reference split and how many of its samples were used."""
+    samples: int
+    """Samples drawn from the system; 0 where no metric asked for any."""
+    shape: tuple[int, ...]
+    """[C H W] of the images that were compared, or [D]."""
+    extractors: dict[str, str]
+    """Name and SHA-256 of the weights."""
+    weights: str
+    """Of the system: ema or raw."""
+    seed: int
+    metrics: dict[str, dict[str, Any]]
+    """Class and settings of each metric."""
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for JSON and checkpoints. ``size`` (pixels) and ``channels`` are added for images."""
+        plain = asdict(self) | {"shape": list(self.shape)}
+        if len(self.shape) == 3:
+            plain |= {"channels": self.shape[0], "size": self.shape[-1]}
+        return plain
+
+
+@dataclass(frozen=True)
+class Report:
+    """``scores``: by key. ``protocol``: ``Protocol.to_dict()``. ``seconds``: of the evaluation, sampling included."""
+
+    scores: dict[str, float]
+    protocol: dict[str, Any]
+    seconds: float
+
+
+def require(
+    metrics: Mapping[str, Metric], system: object, data: DataSet, n: int | None = None, monitor: str | None = None
+) -> None:
+    """Raise UserError, before anything is trained, if a metric cannot work with this system, these data or ``n``
+    samples, or if no metric gives the score called ``monitor``."""
+    has = {name for name, capability in CAPABILITIES.items() if isinstance(system, capability)}
+    for name, metric in metrics.items():
+        lacking = sorted(metric.needs - has)
+        if lacking:
+            works = sorted({offer for offer, need, images in OFFERS if need in has and images == data.spec.is_image})
+            raise UserError(
+                f"metrics.scores.{name} ({type(metric).__name__}) needs {' and '.join(lacking)}, which "
+                f"{type(system).__name__} cannot do (it can: {', '.join(sorted(has)) or 'nothing'}): "
+                f"use metrics={'|'.join([*works, 'none'])}"
+            )
+        metric.check(data, n)
+    known = [key for metric in metrics.values() for key in metric.scores]
+    if monitor is not None and monitor not in known:
+        near = get_close_matches(monitor, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"metrics.monitor={monitor!r} is no score of these metrics: {hint}there are {', '.join(known)}")
+
+
+def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Report:
+    """Measure everything. ``weights``: ``ema`` or ``raw``, those the system holds now (the caller puts them there).
+
+    The system is in evaluation mode meanwhile; its modes and all global random states are afterwards as they were.
+    Each metric starts from ``subject.seed``, so adding one does not change another's value. Raises UserError if two
+    metrics give one key.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights!r}: ema or raw")
+    started = time.perf_counter()
+    scores: dict[str, float] = {}
+    for name, metric in metrics.items():
+        with isolated_rng(subject.seed), _evaluating(subject.system), torch.no_grad():
+            found = metric.measure(subject)
+        twice = sorted(scores.keys() & found.keys())
+        if twice:
+            raise UserError(f"metrics.scores.{name}: another metric gives {', '.join(twice)} already: drop one of them")
+        scores |= found
+    return Report(scores, record(metrics, subject, weights).to_dict(), time.perf_counter() - started)
+
+
+def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Protocol:
+    """The protocol of what ``subject`` was used for so far."""
+    data = subject.data
+    return Protocol(
+        data=data.name,
+        fingerprint=data.fingerprint,
+        splits=dict(subject.used_splits),
+        samples=subject.drawn,
+        shape=tuple(data.spec.shape),
+        extractors=dict(subject.used_extractors),
+        weights=weights,
+        seed=subject.seed,
+        metrics={name: {"metric": type(metric).__name__, **_settings(metric)} for name, metric in metrics.items()},
+        versions={
+            "torch": torch.__version__,
+            "torchmetrics": version("torchmetrics"),
+            "gentrain": gentrain.__version__,
+        },
+    )
+
+
+def _settings(value: object) -> dict[str, Any]:
+    """Fields of a dataclass, an inner one with its class name, so that two extractors of equal keys differ."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    plain: dict[str, Any] = {}
+    for key, inner in vars(value).items():
+        if is_dataclass(inner):
+            plain[key] = {"source": type(inner).__name__, **_settings(inner)}
+        else:
+            plain[key] = inner
+    return plain
+
+
+@contextmanager
+def _evaluating(system: object) -> Iterator[None]:
+    """Dropout and batch statistics off, then every module back into the mode it was in."""
+    modes = [(module, module.training) for module in system.modules()] if isinstance(system, nn.Module) else []
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

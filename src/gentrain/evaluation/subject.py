@@ -1,0 +1,162 @@
+"""What is being scored: a system and its samples, the data it is held against, and the features of both.
+
+Samples are drawn once, features are computed once per extractor, so that all scores of an evaluation speak of the
+same images and cost one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gentrain.evaluation.extractors import Extractor, ExtractorSource, Features
+from gentrain.evaluation.randomness import isolated_rng
+from gentrain.types import UserError, to_bytes
+
+if TYPE_CHECKING:
+    from gentrain.data.dataset import DataSet, Split
+
+BLOCK = 2048
+"""Reference images in memory at a time."""
+
+
+class FeatureCache:
+    """Loaded extractors and reference features; hand one to all Subjects of a run and real images pass once."""
+
+    def __init__(self) -> None:
+        self._extractors: dict[tuple[ExtractorSource, str, str], Extractor] = {}
+        self._reference: dict[tuple[str, ...], Features] = {}
+
+    def extractor(self, source: ExtractorSource, data: DataSet, device: torch.device | str) -> Extractor:
+        key = (source, data.name, str(device))
+        if key not in self._extractors:
+            self._extractors[key] = source.load(data, device)
+        return self._extractors[key]
+
+    def reference(self, extractor: Extractor, data: DataSet, split: str, count: int) -> Features:
+        """Features of ``count`` images of a split; computed again if data, shape or extractor differ."""
+        key = (extractor.sha256, data.name, data.fingerprint, str(data.spec.shape), split, str(count))
+        if key not in self._reference:
+            rows = split_of(data, split)
+            parts = [extractor(rows.take(index).x) for index in torch.split(spread(len(rows), count), BLOCK)]
+            logits = [part.logits for part in parts if part.logits is not None]
+            self._reference[key] = Features(
+                torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None
+            )
+        return self._reference[key]
+
+
+class Subject:
+    """One system (or a set of images made elsewhere) under evaluation.
+
+    ``system``: anything with the capabilities that the metrics ask for; None for images made elsewhere.
+    ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or [n D] for vectors; called once with ``n``, with the
+    global generators at ``seed``. ``labels``: int64 [n], the classes that the samples were asked to be, if any.
+    ``device``: where extractors run and likelihoods are asked. In a run over several processes, ``draw`` returns the
+    gathered samples and one process evaluates: nothing here communicates.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        system: object,
+        draw: Callable[[int], Tensor],
+        *,
+        n: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        labels: Tensor | None = None,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        if n < 1:
+            raise UserError(f"metrics.samples={n}: at least one sample is needed")
+        self.data, self.system, self.n, self.seed, self.device, self.labels = data, system, n, seed, device, labels
+        self.used_extractors: dict[str, str] = {}
+        """Name and SHA-256 of each extractor that a score was made with."""
+        self.used_splits: dict[str, int] = {}
+        """Split and number of its samples that a score was made with."""
+        self._draw = draw
+        self._cache = cache or FeatureCache()
+        self._samples: Tensor | None = None
+        self._features: dict[ExtractorSource, Features] = {}
+
+    @property
+    def drawn(self) -> int:
+        """How many samples were drawn so far: ``n``, or 0 where no metric asked for any."""
+        return 0 if self._samples is None else self.n
+
+    def samples(self, n: int | None = None) -> Tensor:
+        """The first ``n`` (default: all) samples: uint8 [n C H W] for images, float32 [n D] for vectors."""
+        if self._samples is None:
+            with isolated_rng(self.seed), torch.no_grad():
+                self._samples = self._accept(self._draw(self.n))
+        if n is not None and n > self.n:
+            raise ValueError(f"{n} samples asked for, {self.n} drawn")
+        return self._samples[:n]
+
+    def reference(self, split: str = "test", limit: int | None = None) -> Tensor:
+        """x of a split, all of it or ``limit`` spread over it: uint8 [N C H W] or float32 [N D]."""
+        return split_of(self.data, split).take(self.reference_index(split, limit)).x
+
+    def reference_index(self, split: str = "test", limit: int | None = None) -> Tensor:
+        """int64 [N]: the places of those samples. Noted in ``used_splits``."""
+        index = spread(len(split_of(self.data, split)), limit)
+        self.used_splits[split] = len(index)
+        return index
+
+    def extractor(self, source: ExtractorSource) -> Extractor:
+        extractor = self._cache.extractor(source, self.data, self.device)
+        self.used_extractors[extractor.name] = extractor.sha256
+        return extractor
+
+    def sample_features(self, source: ExtractorSource) -> Features:
+        """Features of all n samples."""
+        if source not in self._features:
+            self._features[source] = self.extractor(source)(self.samples())
+        return self._features[source]
+
+    def reference_features(self, source: ExtractorSource, split: str = "test", limit: int | None = None) -> Features:
+        """Features of a split, all of it or ``limit`` spread over it."""
+        count = len(self.reference_index(split, limit))
+        return self._cache.reference(self.extractor(source), self.data, split, count)
+
+    def _accept(self, drawn: Tensor) -> Tensor:
+        """Refuse samples that are not what the data look like; images become uint8 on the CPU."""
+        spec = self.data.spec
+        if tuple(drawn.shape) != (self.n, *spec.shape):
+            raise ValueError(f"samples have shape {tuple(drawn.shape)}, wanted {(self.n, *spec.shape)}")
+        drawn = drawn.detach().cpu()
+        if spec.is_image and drawn.dtype == torch.uint8:
+            return drawn
+        if not drawn.is_floating_point():
+            raise TypeError(f"samples are {drawn.dtype}: wanted floats in [-1, 1], or uint8 for images")
+        broken = int((~drawn.isfinite()).flatten(1).any(1).sum())
+        if broken:
+            raise UserError(
+                f"samples: {broken} of {self.n} hold nan or inf: the model has diverged; "
+                "take an earlier checkpoint, or train with a lower learning rate"
+            )
+        if not spec.is_image:
+            return drawn.float()
+        if drawn.min() >= 0.0 and drawn.max() > 2.0:
+            # A model without a bounded last layer strays outside [-1, 1] on both sides; this is another unit.
+            raise ValueError(f"samples lie in 0..{float(drawn.max()):.4g}: floats must be in [-1, 1], bytes uint8")
+        return to_bytes(drawn)
+
+
+def spread(size: int, limit: int | None) -> Tensor:
+    """int64: all places of a split of ``size``, or ``limit`` evenly over it: it may be sorted by class."""
+    if limit is None or limit >= size:
+        return torch.arange(size)
+    return torch.arange(limit) * size // limit
+
+
+def split_of(data: DataSet, name: str) -> Split:
+    """The split called train or test; UserError for another name."""
+    splits = {"train": data.train, "test": data.test}
+    if name not in splits:
+        raise UserError(f"metrics: split={name!r} is neither train nor test")
+    return splits[name]

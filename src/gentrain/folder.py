@@ -1,0 +1,109 @@
+"""A run folder holds all there is to know about a run: config, run card, metrics, checkpoints, samples, log.
+
+No heavy import: the command line reads and lists runs with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gentrain.config import Node, load_yaml
+from gentrain.errors import UserError
+
+SAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. ``config.yaml`` is frozen and resolved; ``run.json`` is the run card."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def card_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. UserError if the folder is not one."""
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise UserError(f"run={path}: not a run folder (no config.yaml in it)")
+        return folder
+
+    @classmethod
+    def create(cls, path: Path, config: Node, card: dict[str, Any]) -> RunFolder:
+        """Make the folder and freeze the config in it."""
+        folder = cls(path.absolute())
+        try:
+            for place in (folder.path, folder.checkpoints, folder.samples):
+                place.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+            folder.config_file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: the run folder cannot be made ({error.strerror}); choose another output=") from None
+        folder.write_card(card)
+        return folder
+
+    def config(self) -> Node:
+        return load_yaml(self.config_file)
+
+    def card(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.card_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write_card(self, card: dict[str, Any]) -> None:
+        temporary = self.card_file.with_name(f".run.json.{os.getpid()}.part")
+        temporary.write_text(json.dumps(card, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.replace(self.card_file)
+
+    def update_card(self, **changes: Any) -> None:
+        self.write_card({**self.card(), **changes})
+
+
+def new_run_path(output: str, model: str, data: str, name: str | None = None) -> Path:
+    """``<output>/<model>-<data>/<date>_<time>-<id>``: two launches within a second do not meet."""
+    if name is not None:
+        return Path(output) / safe_name(name, "name")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return Path(output) / safe_name(f"{model}-{data}", "model") / f"{stamp}-{secrets.token_hex(2)}"
+
+
+def safe_name(name: str, key: str) -> str:
+    """A name that stays one folder under its parent. UserError for ``..``, separators and control characters."""
+    cleaned = SAFE.sub("-", name).strip("-.")
+    if not cleaned or "/" in name or "\\" in name or ".." in name or any(ord(c) < 32 for c in name):
+        raise UserError(f"{key}={name!r}: a plain name is needed, without / or ..")
+    return cleaned[:120]

@@ -1,0 +1,25 @@
+"""What a family may ask of a choice of network."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from gentrain.types import Spec
+
+
+class Architecture(Protocol):
+    """Builds networks for roles, so that one ``model/net`` choice serves GANs and autoencoders alike."""
+
+    def decoder(self, spec: Spec, latent: int, *, channels: int | None = None, bounded: bool = True) -> nn.Module:
+        """Generator or decoder: z [B Z] -> [B C' H W], or [B D] for vectors.
+
+        ``channels``: C', the data's own C (or D) by default. ``bounded``: images end in [-1, 1] instead of raw numbers;
+        vectors are never bounded.
+        """
+        ...
+
+    def encoder(self, spec: Spec, out: int) -> nn.Module:
+        """Critic or encoder: float images in [-1, 1] [B C H W], or vectors [B D] -> [B out]."""
+        ...

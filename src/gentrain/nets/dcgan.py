@@ -1,0 +1,121 @@
+"""DCGAN: the all-convolutional generator and critic, also used as decoder and encoder.
+
+Paper: Radford, Metz, Chintala 2016, "Unsupervised Representation Learning with Deep Convolutional Generative
+Adversarial Networks", arXiv 1511.06434, section 3 and figure 1.
+Adds over GAN: strided and transposed convolutions instead of dense layers and pooling, batch normalisation in all
+layers but the critic's first and the generator's last, ReLU in the generator, leaky ReLU in the critic, weights from
+N(0, 0.02).
+Departs: kernel 4 by default, as in the authors' Torch release (the paper's figure has 5; ``kernel=5`` builds it); any
+square image from 5 to 128 pixels and beyond, by one stage per power of two; data that are no power of two (28 pixels)
+are worked on at the next one, inside the network; other normalisations, for critics under a gradient penalty; no bias
+in front of a normalisation.
+Checked by: tests/test_nets.py (parameter counts by hand, shapes at every size, gradients, per-sample independence).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+
+from gentrain.nets.layers import IMAGE_NORMS, Crop, Pad, choose, set_biases
+from gentrain.types import Spec, UserError
+
+BASE = 4
+"""Side of the smallest feature map: the code is projected to it, the encoder ends at it."""
+
+
+@dataclass(frozen=True)
+class DCGAN:
+    """An ``Architecture`` for square images.
+
+    Stage i of n = log2(canvas / 4), counted from the pixels, has ``width * 2**i`` channels and at most ``8 * width``.
+    ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``init_std``: of all weights and of the gains
+    around 1; None keeps PyTorch's initialisation (better for deep critics without normalisation). UserError for other
+    data or values.
+    """
+
+    width: int = 64
+    decoder_norm: str = "batch"
+    critic_norm: str = "batch"
+    kernel: int = 4
+    init_std: float | None = 0.02
+
+    def __post_init__(self) -> None:
+        choose(IMAGE_NORMS, self.decoder_norm, "model.net.decoder_norm")
+        choose(IMAGE_NORMS, self.critic_norm, "model.net.critic_norm")
+        if self.width < 1:
+            raise UserError(f"model.net.width must be 1 or more, got {self.width}")
+        if self.kernel < 2:
+            raise UserError(f"model.net.kernel must be 2 or more (stride is 2), got {self.kernel}")
+
+    def decoder(self, spec: Spec, latent: int, *, channels: int | None = None, bounded: bool = True) -> nn.Module:
+        """z [B Z] -> [B C' H W]; in [-1, 1] where ``bounded``."""
+        widths = self._widths(spec)[::-1]  # from 4x4 to the pixels
+        norm = IMAGE_NORMS[self.decoder_norm]
+        bias = not norm(1)
+        top = widths[0]
+        layers: list[nn.Module] = [
+            nn.Linear(latent, top * BASE * BASE, bias=bias),
+            nn.Unflatten(1, (top, BASE, BASE)),
+            *norm(top),
+            nn.ReLU(inplace=True),
+        ]
+        for wide, narrow in pairwise(widths):
+            layers += [self._up(wide, narrow, bias), *norm(narrow), nn.ReLU(inplace=True)]
+        layers.append(self._up(widths[-1], channels or spec.channels, bias=True))
+        if spec.size != spec.canvas:
+            layers.append(Crop(spec.size, spec.canvas))
+        if bounded:
+            layers.append(nn.Tanh())
+        return self._initialised(nn.Sequential(*layers))
+
+    def encoder(self, spec: Spec, out: int) -> nn.Module:
+        """x in [-1, 1] [B C H W] -> [B out]."""
+        widths = self._widths(spec)
+        norm = IMAGE_NORMS[self.critic_norm]
+        bias = not norm(1)
+        layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
+        # In place: a leaky ReLU's derivatives, the second one too, can be had from its result, and no normalisation
+        # needs its own output. It saves a third of the activations.
+        layers += [self._down(spec.channels, widths[0], bias=True), nn.LeakyReLU(0.2, inplace=True)]
+        for narrow, wide in pairwise(widths):
+            layers += [self._down(narrow, wide, bias), *norm(wide), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Flatten(), nn.Linear(widths[-1] * BASE * BASE, out)]
+        return self._initialised(nn.Sequential(*layers))
+
+    def _widths(self, spec: Spec) -> list[int]:
+        """Channels of each stage, from the pixels to 4x4."""
+        if not spec.is_image:
+            raise UserError(
+                f"model/net=dcgan makes images, and the data are vectors of {spec.numel} numbers: use model/net=mlp"
+            )
+        if spec.shape[1] != spec.shape[2]:
+            raise UserError(
+                f"model/net=dcgan needs square images, got {spec.shape[1]}x{spec.shape[2]}: choose a data.size"
+            )
+        if spec.canvas < 2 * BASE:
+            raise UserError(f"model/net=dcgan needs images of 5 pixels or more, got {spec.size}: choose a data.size")
+        stages = (spec.canvas // BASE).bit_length() - 1
+        return [self.width * min(2**i, 8) for i in range(stages)]
+
+    def _down(self, c_in: int, c_out: int, bias: bool) -> nn.Module:
+        """Convolution that halves an even side, whatever the kernel."""
+        return nn.Conv2d(c_in, c_out, self.kernel, stride=2, padding=(self.kernel - 1) // 2, bias=bias)
+
+    def _up(self, c_in: int, c_out: int, bias: bool) -> nn.Module:
+        """Transposed convolution that doubles the side, whatever the kernel."""
+        pad, rest = (self.kernel - 1) // 2, self.kernel % 2
+        return nn.ConvTranspose2d(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)
+
+    def _initialised(self, net: nn.Sequential) -> nn.Sequential:
+        if self.init_std is None:
+            return net
+        for layer in net:
+            weight = getattr(layer, "weight", None)
+            if isinstance(weight, nn.Parameter):
+                # Gains are the only vectors among the weights.
+                nn.init.normal_(weight, 1.0 if weight.ndim == 1 else 0.0, self.init_std)
+        set_biases(net)
+        return net

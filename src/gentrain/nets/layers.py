@@ -1,0 +1,106 @@
+"""Blocks shared by the architectures: activations and normalisations by name, padding to the canvas, initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gentrain.types import UserError
+
+T = TypeVar("T")
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+# A normalisation is a list of layers, so that "none" leaves no layer behind.
+IMAGE_NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
+    "batch": lambda channels: [nn.BatchNorm2d(channels)],
+    "instance": lambda channels: [nn.InstanceNorm2d(channels, affine=True)],
+    # Statistics over C H W of each sample, gain and bias per channel: independent of H and W, as in WGAN-GP's critics.
+    "layer": lambda channels: [nn.GroupNorm(1, channels)],
+    "none": lambda channels: [],
+}
+
+VECTOR_NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
+    "batch": lambda width: [nn.BatchNorm1d(width)],
+    "layer": lambda width: [nn.LayerNorm(width)],
+    "none": lambda width: [],
+}
+
+INITS: dict[str, Callable[[Tensor], object]] = {
+    "default": lambda weight: weight,
+    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "normal": partial(nn.init.normal_, std=0.02),
+    "xavier": nn.init.xavier_uniform_,
+}
+"""Rules for weight matrices; "default" keeps PyTorch's. All but it set biases to 0."""
+
+
+def choose(table: Mapping[str, T], name: str, key: str) -> T:
+    """``table[name]``, or a UserError that names the config key, the nearest valid name and all others."""
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, table, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{key}={name} is unknown: {hint}choose from {', '.join(table)}")
+
+
+class Pad(nn.Module):
+    """Repeats the border of [B C size size] up to [B C canvas canvas].
+
+    Slices and concatenation instead of ``F.pad``: on a GPU the backward of its replicate mode adds in no fixed order,
+    and two runs with one seed would differ.
+    """
+
+    def __init__(self, size: int, canvas: int) -> None:
+        super().__init__()
+        self.before = (canvas - size) // 2
+        self.after = canvas - size - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dim in (2, 3):
+            first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+            shape = list(x.shape)
+            shape[dim] = self.before
+            head = first.expand(shape)
+            shape[dim] = self.after
+            x = torch.cat([head, x, last.expand(shape)], dim=dim)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.before}, {self.after}"
+
+
+class Crop(nn.Module):
+    """The middle [B C size size] of [B C canvas canvas]: what ``Pad`` added, taken away."""
+
+    def __init__(self, size: int, canvas: int) -> None:
+        super().__init__()
+        self.size = size
+        self.before = (canvas - size) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.narrow(2, self.before, self.size).narrow(3, self.before, self.size)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}"
+
+
+def set_biases(module: nn.Module, value: float = 0.0) -> None:
+    """Set the bias of every layer that has one."""
+    for layer in module.modules():
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.constant_(bias, value)

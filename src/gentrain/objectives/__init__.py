@@ -1,0 +1,1 @@
+"""Objectives that two or more papers use: pure functions with named terms, computed in float32."""

@@ -1,0 +1,169 @@
+"""Penalties on the critic's gradient with respect to its input, and weight clipping.
+
+A gradient penalty reads the slope at each sample by itself, so the critic must treat samples one by one: batch
+normalisation is refused (``refuse_batch_norm``). Norms run over all dimensions but the first; everything is float32
+with autocast off, since a second derivative in half precision loses the slope that the penalty is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gentrain.types import Terms, UserError
+
+Critic = Callable[[Tensor], Tensor]
+"""Float samples [B ...] to scores [B] or [B 1]."""
+
+
+class Penalty(Protocol):
+    """A term of the critic's loss. ``per_sample``: the critic must treat the samples of a batch independently."""
+
+    @property
+    def per_sample(self) -> bool: ...
+
+    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+        """Named terms, already weighted, for float samples [B ...] of equal shape."""
+        ...
+
+
+def gradient_norms(critic: Critic, x: Tensor) -> Tensor:
+    """Slope ||grad_x critic(x)||_2 at each sample [B].
+
+    Differentiable with respect to the critic (second order) where gradients are enabled. ``x`` is cut from its graph:
+    nothing reaches a generator. 1e-12 under the root keeps the derivative finite where the slope is 0.
+    """
+    return _squared_gradient_norms(critic, x).add(1e-12).sqrt()  # [B]
+
+
+def gradient_penalty(
+    critic: Critic, real: Tensor, fake: Tensor, *, target: float = 1.0, one_sided: bool = False
+) -> Tensor:
+    """Mean over samples of (slope - target)^2 at random points between real and fake samples.
+
+    WGAN-GP (Gulrajani et al. 2017, arXiv 1704.00028, eq. 3 and algorithm 1): x_hat = e x + (1 - e) G(z) with one
+    e ~ U[0, 1] per sample. ``one_sided`` punishes only slopes above the target (their section 4).
+    Raises ValueError where the shapes differ.
+    """
+    if real.shape != fake.shape:
+        raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} samples must have one shape")
+    epsilon = _one_per_sample(real)  # [B 1 ...]
+    between = torch.lerp(fake.detach().float(), real.detach().float(), epsilon)
+    return _distance_to(gradient_norms(critic, between), target, one_sided)
+
+
+def r1(critic: Critic, real: Tensor) -> Tensor:
+    """Half the mean squared slope at real samples (Mescheder et al. 2018, arXiv 1801.04406, eq. 9 with gamma = 1)."""
+    return 0.5 * _squared_gradient_norms(critic, real).mean()
+
+
+def r2(critic: Critic, fake: Tensor) -> Tensor:
+    """Half the mean squared slope at generated samples (the same paper, eq. 10 with gamma = 1)."""
+    return 0.5 * _squared_gradient_norms(critic, fake).mean()
+
+
+def dragan(critic: Critic, real: Tensor, *, target: float = 1.0) -> Tensor:
+    """Mean over samples of (slope - target)^2 around the data (Kodali et al. 2017, arXiv 1705.07215).
+
+    The noise is that of the authors' code, not the Gaussian of the text: U[0, 1) per number, times half the standard
+    deviation of the batch, times one U[0, 1) per sample.
+    """
+    real = real.detach().float()
+    noise = 0.5 * real.std() * torch.rand_like(real)
+    return _distance_to(gradient_norms(critic, real + _one_per_sample(real) * noise), target, one_sided=False)
+
+
+@dataclass(frozen=True)
+class GradientPenalty:
+    """WGAN-GP's ``weight * gradient_penalty`` (lambda of eq. 3)."""
+
+    weight: float
+    one_sided: bool = False
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_weight("gradient penalty weight", self.weight)
+
+    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+        return {"gradient_penalty": self.weight * gradient_penalty(critic, real, fake, one_sided=self.one_sided)}
+
+
+@dataclass(frozen=True)
+class R1:
+    """``gamma / 2`` times the mean squared slope at real samples."""
+
+    gamma: float
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_weight("R1 gamma", self.gamma)
+
+    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+        return {"r1": self.gamma * r1(critic, real)}
+
+
+@dataclass(frozen=True)
+class Dragan:
+    """DRAGAN's ``weight`` times the penalty around the data."""
+
+    weight: float
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_weight("DRAGAN weight", self.weight)
+
+    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+        return {"dragan": self.weight * dragan(critic, real)}
+
+
+def refuse_batch_norm(critic: nn.Module) -> None:
+    """UserError naming the first batch-norm layer of a critic that a per-sample penalty is about to be used on."""
+    for name, layer in critic.named_modules():
+        if isinstance(layer, _BatchNorm):
+            raise UserError(
+                f"critic layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
+                "the gradient penalty is per sample: set model.net.critic_norm=none, layer or instance"
+            )
+
+
+@torch.no_grad()
+def clip_weights(module: nn.Module, bound: float) -> None:
+    """Clamp every parameter to [-bound, bound] in place (WGAN, arXiv 1701.07875, algorithm 1, line 7).
+
+    Buffers stay: the running statistics of a normalisation are measurements, not weights.
+    """
+    if not bound > 0:
+        raise UserError(f"weight clipping needs a bound above 0, got {bound}")
+    for parameter in module.parameters():
+        parameter.clamp_(-bound, bound)
+
+
+def _squared_gradient_norms(critic: Critic, x: Tensor) -> Tensor:
+    differentiable = torch.is_grad_enabled()
+    # enable_grad: a slope can also be measured under no_grad, for a log.
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach().float().requires_grad_()
+        # The sum's gradient is each sample's own gradient as long as no sample sees another: hence refuse_batch_norm.
+        (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=differentiable)
+        return gradient.flatten(1).square().sum(1)  # [B]
+
+
+def _one_per_sample(x: Tensor) -> Tensor:
+    """U[0, 1) of shape [B 1 ...] that broadcasts over all numbers of a sample."""
+    return torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device)
+
+
+def _distance_to(norms: Tensor, target: float, one_sided: bool) -> Tensor:
+    excess = norms - target  # [B]
+    return (F.relu(excess) if one_sided else excess).square().mean()
+
+
+def _check_weight(what: str, value: float) -> None:
+    if not value >= 0:
+        raise UserError(f"{what} must be 0 or more, got {value}")

@@ -1,0 +1,163 @@
+"""The records that pass between the parts, and what a system may be able to do.
+
+Shapes are written at the end of the line where they are born, with one legend everywhere:
+
+    B batch    C channels    H W pixels    Z latent    K classes    D numbers of a vector    A attributes
+
+Images travel as they are stored, uint8 in 0..255; a family asks the batch for the range its paper uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gentrain.errors import UserError as UserError
+
+Terms = dict[str, Tensor]
+"""Named scalars of one objective. The player that owns them minimises their sum."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one sample looks like: all that a network needs to fit itself to the data.
+
+    ``shape`` is ``(C, H, W)`` for images and ``(D,)`` for vectors.
+    """
+
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.shape) == 3
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Height and width of the (square) images in pixels."""
+        return self.shape[-1]
+
+    @property
+    def canvas(self) -> int:
+        """The power of two that convolutional networks work at: 28 pixels are padded to 32 inside the network."""
+        return 1 << (self.size - 1).bit_length()
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K; 0 where the data have no class labels."""
+        return len(self.class_names)
+
+    @property
+    def numel(self) -> int:
+        """Numbers in one sample: C*H*W or D."""
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+
+@dataclass(frozen=True)
+class Images:
+    """One batch. ``x``: uint8 [B C H W] in 0..255, or float32 [B D] for vectors.
+
+    ``y``: int64 class labels [B], or uint8 attributes [B A], or None. ``index``: int64 place of each sample in its
+    split [B], or None for samples that come from nowhere.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    index: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def signed(self) -> Tensor:
+        """float32 in [-1, 1]; vectors as they are."""
+        return to_signed(self.x)
+
+    @property
+    def unit(self) -> Tensor:
+        """float32 in [0, 1]; vectors as they are."""
+        return self.x.float().div_(255.0) if self.x.dtype == torch.uint8 else self.x
+
+    def to(self, device: torch.device | str, *, channels_last: bool = False) -> Images:
+        x = self.x.to(device, non_blocking=True)
+        if channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = None if self.y is None else self.y.to(device, non_blocking=True)
+        return replace(self, x=x, y=y)
+
+    def chunks(self, count: int) -> Iterator[Images]:
+        """Cut the batch into ``count`` nearly equal parts (gradient accumulation); one part is the batch itself."""
+        if count == 1:
+            yield self
+            return
+        nothing = [None] * count
+        xs = self.x.tensor_split(count)
+        ys = nothing if self.y is None else self.y.tensor_split(count)
+        indices = nothing if self.index is None else self.index.tensor_split(count)
+        for x, y, index in zip(xs, ys, indices, strict=True):
+            yield Images(x, y, index)
+
+
+def to_signed(x: Tensor) -> Tensor:
+    """uint8 0..255 to float32 [-1, 1]; float tensors pass unchanged."""
+    return x.float().div_(127.5).sub_(1.0) if x.dtype == torch.uint8 else x
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """float in [-1, 1] to uint8 0..255, rounded to the nearest level; values outside are clipped first."""
+    return x.float().add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Can make new samples."""
+
+    def sample(
+        self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """[n C H W] in [-1, 1], or [n D] for vectors. ``generator`` lives on the system's device."""
+        ...
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """Has a tractable density, or a bound on it."""
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """[B] nats per image for integer data x (uint8 [B C H W])."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    def encode(self, x: Tensor) -> Tensor:
+        """[B Z] for x uint8 [B C H W]."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    def decode(self, z: Tensor) -> Tensor:
+        """[B C H W] in [-1, 1] for z [B Z]."""
+        ...
+
+
+CAPABILITIES: dict[str, type[Any]] = {
+    "sample": Sampler,
+    "log_likelihood": Likelihood,
+    "encode": Encoder,
+    "decode": Decoder,
+}
+"""What evaluation and the commands may ask of a system, by the method's name."""
