@@ -10,16 +10,29 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from gentrain.types import UserError
 
 Bytes = NDArray[np.uint8]
 
 CIFAR_NAMES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 ATTRIBUTES = tuple(f"Attribute_{number}" for number in range(40))
+
+
+def refused(call: Callable[[], object], *fragments: str) -> None:
+    """The call ends in a one-line UserError that holds all fragments."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(fragment in message for fragment in fragments), message
 
 
 def noise(*shape: int, seed: int = 0) -> Bytes:

@@ -20,6 +20,7 @@ from gentrain.data.decode import Recipe
 from gentrain.data.files import FolderFiles
 from gentrain.data.order import Order
 from gentrain.data.stream import mirrored, stream
+from gentrain.data.toys import Spiral
 from gentrain.types import Images, Spec, UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
@@ -212,6 +213,13 @@ class TestToys:
         squares = ((x[:, None] - modes) ** 2).sum(-1)
         expected = np.log(np.exp(-squares / (2 * std**2)).mean(1) / (2 * np.pi * std**2))
         assert np.allclose(density.log_prob(torch.from_numpy(x)).numpy(), expected, atol=1e-5)
+
+    def test_spiral_is_integrated_well_at_its_ends(self) -> None:
+        coarse, fine = Spiral(0.25, 7.5), Spiral(0.25, 7.5, panels=1000)
+        ends = torch.tensor([1.5, 4.5], dtype=torch.float64) * torch.pi
+        x = torch.stack((ends * ends.cos(), ends * ends.sin()), dim=1) / 7.5
+        x = (x[:, None] + 2 * coarse.mode_std * torch.randn(50, 2, dtype=torch.float64)).flatten(0, 1)  # [100 2]
+        assert (coarse.log_prob(x) - fine.log_prob(x)).abs().max() < 1e-4
 
     def test_numbers_of_the_release(self) -> None:
         ring, grid = sources.ring(train_size=10, test_size=1).density, sources.grid(train_size=10, test_size=1).density

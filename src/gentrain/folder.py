@@ -93,12 +93,10 @@ class RunFolder:
         self.write_card({**self.card(), **changes})
 
 
-def new_run_path(output: str, model: str, data: str, name: str | None = None) -> Path:
-    """``<output>/<model>-<data>/<date>_<time>-<id>``: two launches within a second do not meet."""
-    if name is not None:
-        return Path(output) / safe_name(name, "name")
+def new_path(parent: Path, name: str | None = None) -> Path:
+    """``<parent>/<name>``, or ``<parent>/<date>_<time>-<id>``: two launches within a second do not meet."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return Path(output) / safe_name(f"{model}-{data}", "model") / f"{stamp}-{secrets.token_hex(2)}"
+    return parent / (safe_name(name, "name") if name is not None else f"{stamp}-{secrets.token_hex(2)}")
 
 
 def safe_name(name: str, key: str) -> str:

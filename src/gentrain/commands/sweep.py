@@ -18,7 +18,7 @@ from gentrain.commands.train import make_folder
 from gentrain.commands.words import Words
 from gentrain.config import Node
 from gentrain.errors import FAULT, OK
-from gentrain.folder import RunFolder, new_run_path
+from gentrain.folder import RunFolder, new_path
 
 
 @dataclass
@@ -45,7 +45,7 @@ def run(words: Words) -> int:
         fit.count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
         configs.append(config)
     first = configs[0]
-    root = new_run_path(str(Path(first["output"]) / "sweeps"), "sweep", "of", first["name"])
+    root = new_path(Path(first["output"]) / "sweeps", first["name"])
     jobs = []
     for number, (overrides, config) in enumerate(zip(combinations, configs, strict=True)):
         name = " ".join(sorted(set(overrides) - set(words.overrides))) or "the only one"

@@ -11,7 +11,7 @@ from pathlib import Path
 from gentrain.commands.words import Words, read
 from gentrain.config import Node
 from gentrain.errors import MISTAKE, OK, UserError
-from gentrain.folder import RunFolder, new_run_path
+from gentrain.folder import RunFolder, new_path, safe_name
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -56,7 +56,10 @@ def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFold
 
     choices = config["choices"]
     if path is None:
-        path = new_run_path(config["output"], choices["model"], choices["data"], config["name"])
+        parent = Path(config["output"])
+        if config["name"] is None:
+            parent /= safe_name(f"{choices['model']}-{choices['data']}", "model")
+        path = new_path(parent, config["name"])
         if (path / "config.yaml").exists():
             raise UserError(f"name={config['name']}: {path} is a run already; resume run={path}, or choose another name")
     command = shlex.join(["gentrain", *words.overrides])

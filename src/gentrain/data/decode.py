@@ -32,7 +32,7 @@ PIXEL_LIMIT = 64_000_000
 """Refused before decoding: a file of 10 kB can claim gigabytes."""
 SIZES = (8, 16, 32, 64, 128)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # not EPS: Pillow runs a program for it
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # not EPS: Pillow runs a program for it
 _RESIZE = ("crop", "stretch", "none")
 _RESAMPLE = {
     "box": Image.Resampling.BOX,
@@ -145,7 +145,8 @@ def _centre(picture: Image.Image, side: int) -> Image.Image:
 
 def _oriented(blob: bytes, where: str) -> Image.Image:
     """Upright, opaque, mode L or RGB."""
-    with _open(blob) as image:
+    # Pillow's warnings name no file, and our own limits speak plainly.
+    with warnings.catch_warnings(action="ignore"), _open(blob) as image:
         if image.width * image.height > PIXEL_LIMIT:
             raise _too_large(where, f"{image.width}x{image.height}")
         raw = _raw_mode(image)
@@ -162,9 +163,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _open(blob: bytes) -> ImageFile.ImageFile:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower and speaks plainly
-        return Image.open(io.BytesIO(blob), formats=_FORMATS)
+    return Image.open(io.BytesIO(blob), formats=_FORMATS)
 
 
 def _too_large(where: str, size: str) -> UserError:

@@ -141,6 +141,8 @@ def _unpacked(path: Path) -> bytes:
     blob = read_bytes(path)
     if path.suffix != ".gz":
         return blob
+    if not blob:  # which gzip takes for nothing, well packed
+        raise UserError(f"{shown(path)}: empty file; get it again")
     try:
         return gzip.decompress(blob)
     except (OSError, EOFError, zlib.error) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from dataclasses import asdict
@@ -182,10 +183,7 @@ class Conductor(lightning.Callback):
 
     def _save(self, system: System) -> None:
         session, clock = self.session, system.clock
-        rngs: list[Any] = [rng_state()]
-        if world_size() > 1:
-            rngs = [None] * world_size()
-            dist.all_gather_object(rngs, rng_state())
+        rngs = gather(rng_state())
         if session.is_first:
             folder = session.folder.checkpoints
             path = folder / checkpoint.file_name(clock.iteration)
@@ -222,6 +220,17 @@ class Conductor(lightning.Callback):
             "best": self.best,
             "protocol": None if report is None else report.protocol,
         }
+
+
+def gather(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The state of every rank, in their order."""
+    if world_size() == 1:
+        return [state]
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    packed: list[Any] = [None] * world_size()
+    dist.all_gather_object(packed, buffer.getvalue())  # bytes: gathering tensors as objects fails over gloo
+    return [torch.load(io.BytesIO(data), weights_only=True) for data in packed]
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -132,4 +132,8 @@ def make_optimizer(factory: MakesOptimizer, parameters: list[nn.Parameter]) -> O
     chosen = getattr(factory, "keywords", {})
     can_fuse = "fused" in inspect.signature(target).parameters and not {"fused", "foreach"} & set(chosen)
     on_supported = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return factory(parameters, fused=True) if can_fuse and on_supported else factory(parameters)
+    optimizer = factory(parameters, fused=True) if can_fuse and on_supported else factory(parameters)
+    if not torch.cuda.is_available() and hasattr(optimizer, "_accelerator_graph_capture_health_check"):
+        # torch 2.15 looks for a GPU driver on disk in every step of every optimiser: 0.1 ms, a tenth of a small step.
+        optimizer._accelerator_graph_capture_health_check = lambda: None
+    return optimizer

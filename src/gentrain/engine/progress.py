@@ -201,7 +201,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Point a broken standard output at nothing, or Python fails to flush it at exit and the job ends with 120."""
+    """Point a broken standard output at nothing, or the next ``print`` of anybody else ends the program."""
     if stream not in (sys.stdout, sys.__stdout__):
         return
     with suppress(OSError, ValueError):

@@ -112,7 +112,7 @@ def _draw(axes: Any, metrics: Metrics, title: str, keys: list[str]) -> None:
     axes.set_title(title if len(keys) > 1 else keys[0], fontsize="medium", loc="left")
     # The same range in every panel: scores come seldom, and still lie under the losses of their time.
     axes.set_xlim(*_range(metrics.iteration))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("iteration", fontsize="small")
     axes.grid(alpha=0.25)
     if len(keys) > 1:

@@ -35,6 +35,9 @@ from gentrain.report.canvas import (
 )
 from gentrain.types import UserError
 
+AXES = (0.1, 0.06, 0.88, 0.88)
+"""Left, bottom, width and height of a scatter's axes in its picture."""
+
 ERROR_GAIN = 2
 """Errors of reconstructions are shown this much brighter."""
 
@@ -132,9 +135,10 @@ def scatter(
     reach = max(float((data.max(axis=0) - data.min(axis=0)).max()) * 0.6, 1e-6)
     inside = np.isfinite(made).all(axis=1) & (np.abs(made - centre) <= reach).all(axis=1)
 
-    figure = Figure(figsize=(5.12, 5.12), dpi=100, layout="constrained")
+    figure = Figure(figsize=(5.12, 5.12), dpi=100)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    # A fixed place: one that makes room for labels and a title would jump from picture to picture of a film.
+    axes = figure.add_axes(AXES)
     if density is not None:
         _contours(axes, density, centre, reach)
     axes.scatter(data[:, 0], data[:, 1], s=6, c="0.6", linewidths=0, label="real")
