@@ -64,7 +64,8 @@ FOR_HYDRA = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _run(arguments))
+    debug = "debug=true" in arguments
+    return guarded(lambda: _run([a for a in arguments if a != "debug=true"]), debug=debug)
 
 
 def _run(arguments: list[str]) -> int:

@@ -64,7 +64,8 @@ class Player:
 
 @dataclass(frozen=True)
 class Linear:
-    """Learning-rate factor 1 up to the fraction ``start`` of the run, then linear down to ``end`` at its last step."""
+    """Learning-rate factor 1 up to the fraction ``start`` of the run, then linear towards ``end`` at its end;
+    ``start`` 1 is a constant rate."""
 
     start: float = 0.0
     end: float = 0.0

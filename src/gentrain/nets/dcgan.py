@@ -5,7 +5,8 @@ Adversarial Networks", arXiv 1511.06434, section 3 and figure 1.
 Adds over GAN: strided and transposed convolutions instead of dense layers and pooling, batch normalisation in all
 layers but the critic's first and the generator's last, ReLU in the generator, leaky ReLU in the critic, weights from
 N(0, 0.02).
-Departs: kernel 4 by default, as in the authors' Torch release (the paper's figure has 5; ``kernel=5`` builds it); any
+Departs: images under 32 pixels get further 3x3 stages of stride 1 at 4x4 until there are ``depth`` of them (a critic of
+one layer sees no shapes); kernel 4 by default, as in the authors' Torch release (the paper's figure has 5; ``kernel=5`` builds it); any
 square image from 5 to 128 pixels and beyond, by one stage per power of two; data that are no power of two (28 pixels)
 are worked on at the next one, inside the network; other normalisations, for critics under a gradient penalty; no bias
 in front of a normalisation.
@@ -30,7 +31,8 @@ BASE = 4
 class DCGAN:
     """An ``Architecture`` for square images.
 
-    Stage i of n = log2(canvas / 4), counted from the pixels, has ``width * 2**i`` channels and at most ``8 * width``.
+    Stage i of n = log2(canvas / 4), but at least ``depth``, counted from the pixels, has ``width * 2**i`` channels and
+    at most ``8 * width``.
     ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``init_std``: of all weights and of the gains
     around 1; None keeps PyTorch's initialisation (better for deep critics without normalisation). UserError for other
     data or values.
@@ -40,6 +42,7 @@ class DCGAN:
     decoder_norm: str = "batch"
     critic_norm: str = "batch"
     kernel: int = 4
+    depth: int = 3
     init_std: float | None = 0.02
 
     def __post_init__(self) -> None:
@@ -62,8 +65,10 @@ class DCGAN:
             *norm(top),
             nn.ReLU(inplace=True),
         ]
-        for wide, narrow in pairwise(widths):
-            layers += [self._up(wide, narrow, bias), *norm(narrow), nn.ReLU(inplace=True)]
+        flat = len(widths) - self._halvings(spec)  # stages that stay at 4x4
+        for i, (wide, narrow) in enumerate(pairwise(widths)):
+            up = self._level(wide, narrow, bias) if i < flat else self._up(wide, narrow, bias)
+            layers += [up, *norm(narrow), nn.ReLU(inplace=True)]
         layers.append(self._up(widths[-1], channels or spec.channels, bias=True))
         if spec.size != spec.canvas:
             layers.append(Crop(spec.size, spec.canvas))
@@ -80,8 +85,9 @@ class DCGAN:
         # In place: a leaky ReLU's derivatives, the second one too, can be had from its result, and no normalisation
         # needs its own output. It saves a third of the activations.
         layers += [self._down(spec.channels, widths[0], bias=True), nn.LeakyReLU(0.2, inplace=True)]
-        for narrow, wide in pairwise(widths):
-            layers += [self._down(narrow, wide, bias), *norm(wide), nn.LeakyReLU(0.2, inplace=True)]
+        for i, (narrow, wide) in enumerate(pairwise(widths), start=1):
+            down = self._down(narrow, wide, bias) if i < self._halvings(spec) else self._level(narrow, wide, bias)
+            layers += [down, *norm(wide), nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Flatten(), nn.Linear(widths[-1] * BASE * BASE, out)]
         return self._initialised(nn.Sequential(*layers))
 
@@ -97,8 +103,17 @@ class DCGAN:
             )
         if spec.canvas < 2 * BASE:
             raise UserError(f"model/net=dcgan needs images of 5 pixels or more, got {spec.size}: choose a data.size")
-        stages = (spec.canvas // BASE).bit_length() - 1
-        return [self.width * min(2**i, 8) for i in range(stages)]
+        return [self.width * min(2**i, 8) for i in range(max(self._halvings(spec), self.depth))]
+
+    @staticmethod
+    def _halvings(spec: Spec) -> int:
+        """Steps of two between the canvas and 4x4."""
+        return (spec.canvas // BASE).bit_length() - 1
+
+    @staticmethod
+    def _level(c_in: int, c_out: int, bias: bool) -> nn.Module:
+        """Convolution that keeps the side."""
+        return nn.Conv2d(c_in, c_out, 3, padding=1, bias=bias)
 
     def _down(self, c_in: int, c_out: int, bias: bool) -> nn.Module:
         """Convolution that halves an even side, whatever the kernel."""

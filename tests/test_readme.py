@@ -1,0 +1,83 @@
+"""Every command that README and docs show is run here, at the smallest size and on local files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from fixtures_data import celeba_set, idx_set
+
+from gentrain.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = ["size=tiny", "train.iterations=3", "train.validate_every=3", "trainer.threads=1", "data_root=data"]
+REFUSED = {"gentrain check model=vae loss=hinge"}
+"""Commands that the text says are refused."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line.strip() for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def made_small(words: list[str]) -> list[str]:
+    """The same command on a tiny budget; what the reader chose stays chosen."""
+    first = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else "train"
+    if first != "train" or any(w in ("--cfg", "--info") for w in words):
+        return words
+    keys = {w.split("=")[0] for w in words}
+    budget = [w for w in SMALL if w.split("=")[0] not in keys - {"size", "train.iterations", "train.validate_every"}]
+    kept = [w for w in words if w.split("=")[0] not in {b.split("=")[0] for b in budget}]
+    if "data=celeba" in words:
+        budget += ["metrics=none", "train.batch_size=2"]  # its default score downloads Inception's weights
+    return [*kept, *budget]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
+    idx_set(tmp_path / "data" / "fashion_mnist", train=160, test=100)
+    celeba_set(tmp_path / "data" / "celeba")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_page_run(page: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for language in ("python", "yaml"):
+        for block in blocks(page, language):
+            head, _, body = block.partition("\n")
+            file = workplace / head.removeprefix("# ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(body, encoding="utf-8")
+    for command in commands(page):
+        program, *words = shlex.split(command)
+        if program == "make":
+            subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+            continue
+        assert program == "gentrain", command
+        code = main(made_small(words))
+        shown = capfd.readouterr()
+        assert code == (2 if command in REFUSED else 0), f"{command}\n{shown.out[-2000:]}\n{shown.err[-3000:]}"
+
+
+def test_pages_show_commands_and_their_files_exist() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 20
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_table_names_every_model() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for model in sorted((ROOT / "conf" / "model").glob("*.yaml")):
+        assert f"`{model.stem}`" in text, f"{model.stem} is missing in the README's table"
