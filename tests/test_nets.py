@@ -131,7 +131,7 @@ def test_dcgan_initialisation() -> None:
             if name.endswith("bias"):
                 assert (p == 0).all()
             elif p.numel() > 1000:
-                assert abs(float(p.mean())) < 3e-3
+                assert abs(float(p.detach().mean())) < 3e-3
                 assert float(p.std()) == pytest.approx(0.02, rel=0.1)
         gains = torch.cat([m.weight.detach() for m in module.modules() if isinstance(m, nn.BatchNorm2d)])
         assert float(gains.mean()) == pytest.approx(1.0, abs=0.01)
@@ -272,3 +272,14 @@ def test_clipping_leaves_running_statistics() -> None:
     clip_weights(critic, 0.01)
     assert all(p.abs().max() <= 0.01 for p in critic.parameters())
     assert all(torch.equal(buffer, before[name]) for name, buffer in critic.named_buffers())
+
+
+@pytest.mark.parametrize(("size", "strides"), [(8, [2, 1, 1]), (16, [2, 2, 1]), (32, [2, 2, 2]), (64, [2, 2, 2, 2])])
+def test_small_images_get_further_stages_at_4x4(size: int, strides: list[int]) -> None:
+    net = DCGAN(width=4, depth=3)
+    spec = Spec((1, size, size))
+    critic = [m for m in net.encoder(spec, 1).modules() if isinstance(m, nn.Conv2d)]
+    decoder = [m for m in net.decoder(spec, 5).modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert [m.stride[0] for m in critic] == strides
+    assert [m.stride[0] for m in decoder] == strides[::-1]
+    assert [m.out_channels for m in critic] == [4 * 2**i for i in range(len(strides))]

@@ -1,7 +1,7 @@
 """The command line: ``gentrain [word] key=value ...``.
 
-This module and what it imports at the top start in a few hundredths of a second; torch, Lightning and Hydra (0.3 to 8 s)
-are imported by the command that needs them, when it needs them.
+This module and what it imports at the top start in a few hundredths of a second; torch, Lightning and Hydra (0.3 to
+8 s) are imported by the command that needs them, when it needs them.
 """
 
 from __future__ import annotations

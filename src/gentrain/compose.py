@@ -52,9 +52,7 @@ class Composed:
     overrides: tuple[str, ...]
 
 
-def compose(
-    overrides: Sequence[str], *, config_name: str = "train", config_dirs: Iterable[Path] = ()
-) -> Composed:
+def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs: Iterable[Path] = ()) -> Composed:
     """The config of one job. UserError, in one line, for a word that Hydra or OmegaConf cannot take."""
     _register()
     places = [f"file://{Path(place).absolute()}" for place in config_dirs]
@@ -132,7 +130,9 @@ def _unknown_key(message: str, overrides: Sequence[str]) -> str | None:
     found = next((m[1] for p in patterns if (m := re.search(p, message))), None)
     if found is None:
         return None
-    return next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0].lstrip("+~").endswith(found)), found)
+    return next(
+        (o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0].lstrip("+~").endswith(found)), found
+    )
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -141,4 +141,3 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield path
         if isinstance(value, Mapping):
             yield from _keys(value, f"{path}.")
-

@@ -45,7 +45,7 @@ def options(group: str, extra: Iterable[Path] = ()) -> list[str]:
 
 
 def nearest(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
-    """`` (did you mean a, b?)`` with the valid names close to ``name``; all of them if there are few and none is close."""
+    """`` (did you mean a, b?)`` with the valid names close to ``name``; all of them if few and none is close."""
     known = sorted(set(valid))
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
     if close:

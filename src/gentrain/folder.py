@@ -70,7 +70,9 @@ class RunFolder:
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
             folder.config_file.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{path}: the run folder cannot be made ({error.strerror}); choose another output=") from None
+            raise UserError(
+                f"{path}: the run folder cannot be made ({error.strerror}); choose another output="
+            ) from None
         folder.write_card(card)
         return folder
 

@@ -124,9 +124,7 @@ def to_bytes(x: Tensor) -> Tensor:
 class Sampler(Protocol):
     """Can make new samples."""
 
-    def sample(
-        self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """[n C H W] in [-1, 1], or [n D] for vectors. ``generator`` lives on the system's device."""
         ...
 

@@ -50,7 +50,7 @@ def score(folder: RunFolder, which: str, weights: str, samples: str, *, trusted:
     n = whole_number(samples, "samples", least=2) if samples else scoring.samples
     if not scoring.scores:
         raise UserError(f"run={folder.path}: it was trained without metrics, there is nothing to score again")
-    require(scoring.scores, system, data)
+    require(scoring.scores, system, data, n=n, monitor=scoring.monitor)
     kind = weights if system.average is not None else "raw"
     report = score_system(system, data, scoring.scores, n=n, seed=config["seed"], weights=kind)
     return {

@@ -159,5 +159,3 @@ def table(jobs: Sequence[Job]) -> str:
 
 def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "=.,_-" else "-" for c in name)[:80]
-
-

@@ -61,7 +61,9 @@ def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFold
             parent /= safe_name(f"{choices['model']}-{choices['data']}", "model")
         path = new_path(parent, config["name"])
         if (path / "config.yaml").exists():
-            raise UserError(f"name={config['name']}: {path} is a run already; resume run={path}, or choose another name")
+            raise UserError(
+                f"name={config['name']}: {path} is a run already; resume run={path}, or choose another name"
+            )
     command = shlex.join(["gentrain", *words.overrides])
     return RunFolder.create(path, config, card_for(config, command))
 
@@ -87,7 +89,9 @@ def summary(folder: RunFolder) -> str:
             lines.append(f"{title}{where}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     speed = card.get("images_per_second")
     if speed:
-        lines.append(f"trained on {card['images']} images in {card['seconds']:.0f} s ({speed:.0f} images/s while training)")
+        lines.append(
+            f"trained on {card['images']} images in {card['seconds']:.0f} s ({speed:.0f} images/s while training)"
+        )
     pictures = sorted(folder.samples.glob("*-latest.png"))
     lines += [f"picture      {path}" for path in pictures]
     lines.append(f"scores       {folder.card_file}")

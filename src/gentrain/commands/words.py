@@ -61,7 +61,9 @@ def options(arguments: Sequence[str], allowed: dict[str, str | None], word: str)
         key, equals, value = argument.partition("=")
         if not equals or key not in allowed:
             usage = " ".join(f"{k}=..." if d is None else f"[{k}={d}]" for k, d in allowed.items())
-            raise UserError(f"{word}: {argument} is not one of its keys{nearest(key, allowed)}; usage: gentrain {word} {usage}")
+            raise UserError(
+                f"{word}: {argument} is not one of its keys{nearest(key, allowed)}; usage: gentrain {word} {usage}"
+            )
         given[key] = value
     for key, default in allowed.items():
         if key not in given:

@@ -55,7 +55,9 @@ def load(path: Path, *, map_location: torch.device | str = "cpu") -> dict[str, A
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except Exception as error:
-        raise DamagedError(f"{path}: refused, it holds more than tensors and plain values ({type(error).__name__})") from None
+        raise DamagedError(
+            f"{path}: refused, it holds more than tensors and plain values ({type(error).__name__})"
+        ) from None
     if state.get("format") != FORMAT:
         raise UserError(f"{path}: checkpoint format {state.get('format')}, this gentrain reads {FORMAT}")
     return state
@@ -67,7 +69,9 @@ def verify(data: bytes, path: Path) -> None:
         raise DamagedError(f"{path}: not a whole gentrain checkpoint ({len(data)} bytes, no checksum at its end)")
     digest = hashlib.sha256(data[:-COMMENT_SIZE]).hexdigest().encode()
     if digest != comment[len(MARK) :]:
-        raise DamagedError(f"{path}: damaged, SHA-256 is {digest[:12].decode()}..., written was {comment[len(MARK):][:12]!r}")
+        raise DamagedError(
+            f"{path}: damaged, SHA-256 is {digest[:12].decode()}..., written was {comment[len(MARK) :][:12]!r}"
+        )
 
 
 def _signed(archive: bytes) -> bytes:
@@ -111,7 +115,7 @@ def sweep(folder: Path) -> None:
 
 
 def link(source: Path, name: str) -> None:
-    """Make ``name`` (``last.ckpt``) the same file as ``source``: a hard link, or a copy where links are not possible."""
+    """Make ``name`` (``last.ckpt``) the same file as ``source``: a hard link, or a copy where that is impossible."""
     target = source.with_name(name)
     temporary = source.with_name(f".{name}.{os.getpid()}.link.part")
     temporary.unlink(missing_ok=True)
@@ -129,7 +133,7 @@ def steps(folder: Path) -> list[Path]:
 
 def newest_whole(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The newest checkpoint that verifies, its content, and a line for each damaged one passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in steps(folder):
         try:
             return path, load(path), passed_over

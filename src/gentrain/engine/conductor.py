@@ -104,7 +104,6 @@ class Conductor(lightning.Callback):
         if stopping:
             trainer.should_stop = True
 
-
     def _log(self, system: System, *, look: bool) -> None:
         session, clock = self.session, system.clock
         values = system.report()
@@ -114,9 +113,10 @@ class Conductor(lightning.Callback):
         speed = images / seconds if seconds > 0 else 0.0
         bad = next((key for key, value in values.items() if not math.isfinite(value)), None)
         if bad is not None:
+            player = bad.split("/")[1]
             raise NonFiniteError(
-                f"iteration {clock.iteration}: {bad} is not finite; a smaller learning rate or model.players.<player>.clip=1"
-                " usually helps"
+                f"iteration {clock.iteration}: {bad} is not finite; a smaller model.players.{player}.optimizer.lr or"
+                f" ++model.players.{player}.clip=1 usually helps"
             )
         if session.is_first:
             values["speed/images_per_second"] = speed
@@ -147,7 +147,7 @@ class Conductor(lightning.Callback):
         found = health.observe(system.clock.iteration, terms, norms, samples=samples, reference=reference, latent_kl=kl)
         for warning in found:
             self.session.progress.line(str(warning))
-        return {f"health/{warning.sign}": warning.value for warning in found}
+        return dict(health.values)
 
     def _pictures(self, system: System) -> None:
         clock = system.clock

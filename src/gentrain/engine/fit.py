@@ -91,9 +91,7 @@ def fit(folder: RunFolder, config: Node, *, resume: bool = False, trusted: bool 
         raise
 
 
-def _fit(
-    folder: RunFolder, config: Node, rank: int, world: int, *, resume: bool, trusted: bool, quiet: bool
-) -> int:
+def _fit(folder: RunFolder, config: Node, rank: int, world: int, *, resume: bool, trusted: bool, quiet: bool) -> int:
     _silence()
     check_config(config, trusted=trusted)
     trainer_config, seed = config["trainer"], config["seed"]
@@ -105,7 +103,7 @@ def _fit(
         raise UserError(f"train.batch_size={budget.batch_size} cannot be shared by {world} ranks")
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     system = build_system(config, data, seed=seed, trusted=trusted)
-    require(scoring.scores, system, data)
+    require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
     resumed = _last_state(folder, data) if resume else None
     first = rank == 0
     own_logger = build(config["logger"], trusted=trusted, where="logger") if config["logger"] and first else None
@@ -222,10 +220,11 @@ def rehearse(config: Node) -> str:
     scoring = Scoring(**build(config["metrics"], where="metrics"))
     system = build_system(config, data, seed=config["seed"])
     system.prepare(total=build_budget(config).iterations)
-    require(scoring.scores, system, data)
+    require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
     next(iter(stream(data.train, batch_size=config["train"]["batch_size"], seed=0)))
     parameters = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in system.nets.items())
-    return f"{len(data.train)} training samples of {tuple(data.spec.shape)}, {len(data.test)} to test; parameters: {parameters}"
+    counts = f"{len(data.train)} training samples of {tuple(data.spec.shape)}, {len(data.test)} to test"
+    return f"{counts}; parameters: {parameters}"
 
 
 def refuse_foreign_launcher() -> None:

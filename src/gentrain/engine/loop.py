@@ -37,7 +37,7 @@ class Blocks:
 
 
 class Signals:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between two iterations; a second SIGINT interrupts at once."""
+    """Turns SIGTERM and SIGINT into a flag that the loop reads between iterations; a second SIGINT acts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None

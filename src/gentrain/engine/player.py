@@ -136,5 +136,5 @@ def make_optimizer(factory: MakesOptimizer, parameters: list[nn.Parameter]) -> O
     optimizer = factory(parameters, fused=True) if can_fuse and on_supported else factory(parameters)
     if not torch.cuda.is_available() and hasattr(optimizer, "_accelerator_graph_capture_health_check"):
         # torch 2.15 looks for a GPU driver on disk in every step of every optimiser: 0.1 ms, a tenth of a small step.
-        optimizer._accelerator_graph_capture_health_check = lambda: None
+        setattr(optimizer, "_accelerator_graph_capture_health_check", lambda: None)  # noqa: B010
     return optimizer

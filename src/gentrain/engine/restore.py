@@ -38,5 +38,3 @@ def find(folder: RunFolder, which: str) -> Path:
         there = sorted(p.name for p in folder.checkpoints.glob("*.ckpt"))
         raise UserError(f"checkpoint={which}: not in {folder.checkpoints} (there are: {', '.join(there) or 'none'})")
     return path
-
-

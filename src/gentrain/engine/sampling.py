@@ -17,7 +17,7 @@ BATCH = 250
 
 @contextlib.contextmanager
 def at_rest(system: System, weights: str = "ema") -> Iterator[None]:
-    """No gradients, networks in eval mode, the chosen weights; all of it, and every random state, as before at the end."""
+    """No gradients, networks in eval mode, the chosen weights; at the end all is as before, random states too."""
     with untouched_rng(), torch.no_grad(), system.weights(weights):
         modes = {name: net.training for name, net in system.nets.items()}
         system.nets.eval()
@@ -29,9 +29,7 @@ def at_rest(system: System, weights: str = "ema") -> Iterator[None]:
                 net.train(modes[name])
 
 
-def draw(
-    system: System, n: int, *, seed: int, weights: str = "ema", labels: Tensor | None = None
-) -> Tensor:
+def draw(system: System, n: int, *, seed: int, weights: str = "ema", labels: Tensor | None = None) -> Tensor:
     """``n`` samples as float32 on the CPU: [n C H W] in [-1, 1], or [n D]. The same seed gives the same samples."""
     generator = torch.Generator(system.device).manual_seed(seed)
     parts = []

@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.distributed.utils import _sync_module_states  # noqa: PLC2701
+from torch.distributed.utils import _sync_module_states
 
 from gentrain.types import UserError
 

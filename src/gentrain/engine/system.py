@@ -74,7 +74,7 @@ class System(lightning.LightningModule, ABC):
         self.precision_name, self.accumulate = precision, accumulate
         self.channels_last = self.spec.is_image
         if self.channels_last:
-            self.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.nets.to(memory_format=torch.channels_last)
         if self.ema is not None and self.average is None:
             self.average = Average(self.ema, self.nets, self.sampled)
         roster = list(self.players())
@@ -94,7 +94,7 @@ class System(lightning.LightningModule, ABC):
         values = ", ".join(f"{name} = {term.item():.3g}" for name, term in terms.items())
         return NonFiniteError(
             f"iteration {iteration}: the loss of the {seat.player.name} is not finite ({values}); a smaller"
-            f" model.players.{seat.player.name}.optimizer.lr or model.players.{seat.player.name}.clip=1 usually helps"
+            f" model.players.{seat.player.name}.optimizer.lr or ++model.players.{seat.player.name}.clip=1 usually helps"
         )
 
     def _moves_of(self, player: Player) -> Moves:
@@ -127,7 +127,9 @@ class System(lightning.LightningModule, ABC):
         parts = list(on_device.chunks(self.accumulate))
         iteration = self.clock.iteration + 1
         moving = [seat for seat in self.seats if seat.moves_at(iteration)]
-        self.turns(moving, lambda seat: self._gradients(seat, parts, iteration), lambda seat: self._step(seat, iteration))
+        self.turns(
+            moving, lambda seat: self._gradients(seat, parts, iteration), lambda seat: self._step(seat, iteration)
+        )
         if world_size() > 1:
             average_buffers(self.nets)
         if self.average is not None and any(name in self.sampled for seat in moving for name in seat.player.nets):
@@ -257,7 +259,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def average_buffers(nets: nn.Module) -> None:
-    """Mean of the floating-point buffers (batch-norm statistics), so that all ranks hold one model at every iteration."""
+    """Mean of the floating-point buffers (batch-norm statistics): all ranks hold one model at every iteration."""
     _average([b for b in nets.buffers() if b.is_floating_point()])
 
 
@@ -267,5 +269,5 @@ def _average(tensors: Sequence[Tensor]) -> None:
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     flat /= world_size()
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

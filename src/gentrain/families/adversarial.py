@@ -34,10 +34,11 @@ class Adversarial(System):
     """A GAN (Goodfellow et al. 2014) whose loss, penalties, constraint and networks are values.
 
     The critic moves first and sees samples that carry no gradient to the generator; the generator's move goes through
-    the critic, whose weights stand still. ``fresh_noise``: the generator moves on samples of its own, as in Goodfellow's
-    Algorithm 1; otherwise on those that the critic has just seen, which saves a pass (the DCGAN authors' code).
-    ``joint_batch``: the critic sees real and generated samples as one batch; equal in result, and faster, for a critic
-    without batch norm, and shared statistics for one with it. ``constraint`` acts on the critic after each of its steps.
+    the critic, whose weights stand still. ``fresh_noise``: the generator moves on samples of its own, as in
+    Goodfellow's Algorithm 1; otherwise on those that the critic has just seen, which saves a pass (the DCGAN authors'
+    code). ``joint_batch``: the critic sees real and generated samples as one batch; equal in result, and faster, for a
+    critic without batch norm, and shared statistics for one with it. ``constraint`` acts on the critic after each of
+    its steps.
     """
 
     sampled = ("generator",)
@@ -99,9 +100,7 @@ class Adversarial(System):
         made: Tensor = self.nets["generator"](prior_noise(self.prior, n, self.latent, self.device, generator))
         return made
 
-    def sample(
-        self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         return self.generate(n, generator)
 
     # ----------------------------------------------------------------

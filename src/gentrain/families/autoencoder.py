@@ -102,9 +102,7 @@ class Autoencoder(System):
         """[B C H W] in [-1, 1] for x uint8 [B C H W]."""
         return self.decode(self.encode(x))
 
-    def sample(
-        self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         return self.decode(self.posterior.prior(n, self.latent, self.device, generator))
 
     def latent_kl(self, x: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Paper: Kingma and Welling 2014, Auto-Encoding Variational Bayes, arXiv 1312.6114
 reparameterisation), appendix B (the closed-form KL).
 Adds to the autoencoder family: a code that is a distribution, and its divergence from the prior.
 Departs: Adam for Adagrad; sizes as in PyTorch's MNIST example (400 hidden units, 20 latent dimensions).
-Checked by: the KL against torch.distributions, the ELBO against the importance-weighted bound, the health sign of unused
-latent dimensions.
+Checked by: the KL against torch.distributions, the ELBO against the importance-weighted bound, the health sign of
+unused latent dimensions.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ Adds over GAN: strided and transposed convolutions instead of dense layers and p
 layers but the critic's first and the generator's last, ReLU in the generator, leaky ReLU in the critic, weights from
 N(0, 0.02).
 Departs: images under 32 pixels get further 3x3 stages of stride 1 at 4x4 until there are ``depth`` of them (a critic of
-one layer sees no shapes); kernel 4 by default, as in the authors' Torch release (the paper's figure has 5; ``kernel=5`` builds it); any
-square image from 5 to 128 pixels and beyond, by one stage per power of two; data that are no power of two (28 pixels)
-are worked on at the next one, inside the network; other normalisations, for critics under a gradient penalty; no bias
-in front of a normalisation.
+one layer sees no shapes); kernel 4 by default, as in the authors' Torch release (the paper's figure has 5; ``kernel=5``
+builds it); any square image from 5 to 128 pixels and beyond, by one stage per power of two; data that are no power of
+two (28 pixels) are worked on at the next one, inside the network; other normalisations, for critics under a gradient
+penalty; no bias in front of a normalisation.
 Checked by: tests/test_nets.py (parameter counts by hand, shapes at every size, gradients, per-sample independence).
 """
 
