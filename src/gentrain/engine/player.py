@@ -72,7 +72,9 @@ class Linear:
 
     def __call__(self, iteration: int, total: int) -> float:
         past = (iteration - 1) / max(total, 1) - self.start
-        return 1.0 if past <= 0 else 1.0 - (1.0 - self.end) * past / max(1.0 - self.start, 1e-12)
+        if past <= 0 or self.start >= 1:
+            return 1.0
+        return 1.0 - (1.0 - self.end) * min(past / (1.0 - self.start), 1.0)
 
 
 @dataclass(frozen=True)

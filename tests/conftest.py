@@ -1,0 +1,62 @@
+"""Shared by all tests: one torch thread, runs in a temporary folder, and the command line called in-process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from gentrain.cli import main
+from gentrain.config import Node
+
+TINY = ("size=tiny", "data=digits", "trainer=cpu", "trainer.threads=1")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in; ``outputs/`` is made in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def run(workplace: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """``run("list", "models")`` calls the command line as a user would and returns exit code, stdout and stderr."""
+
+    def call(*words: str) -> Outcome:
+        capfd.readouterr()
+        code = main(list(words))
+        shown = capfd.readouterr()
+        return Outcome(code, shown.out, shown.err)
+
+    return call
+
+
+def tiny(*overrides: str) -> Node:
+    """A resolved config at the smallest size."""
+    from gentrain.compose import compose
+
+    return compose([*TINY, *overrides]).config
+
+
+def words(*more: str) -> Sequence[str]:
+    """Words of a tiny run whose folder is outputs/run."""
+    return (*TINY, *more)

@@ -1,0 +1,46 @@
+"""Recipes: each one checks, and the one at full size that cannot be run here takes its first steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fixtures_data import celeba_set, idx_set
+
+from gentrain.cli import main
+from gentrain.config import options
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
+    idx_set(tmp_path / "data" / "fashion_mnist", train=160, test=100)
+    celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    assert main(["check", f"experiment={name}", "metrics=none"]) == 0
+
+
+@pytest.mark.timeout(280)
+def test_the_celeba_recipe_takes_twenty_steps_at_the_papers_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
+    celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    words = ["experiment=wgan_gp_celeba", "metrics=none", "train.iterations=20", "train.log_every=5", "name=run"]
+    assert main([*words, "train.validate_every=20"]) == 0
+    run = tmp_path / "outputs" / "run"
+    rows = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [[str(i), str(64 * i)] for i in (5, 10, 15, 20)]
+    assert "loss/critic/gradient_penalty" in rows[0]
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert (run / "samples" / "samples-latest.png").is_file()
+
+
+def test_every_recipe_of_fashion_mnist_states_what_was_reached() -> None:
+    for name in options("experiment"):
+        head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
+        for word in ("Command:", "Hardware:", "Minutes:", "Published:", "Reached:"):
+            assert word in head, f"conf/experiment/{name}.yaml does not state its {word}"
