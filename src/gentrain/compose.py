@@ -65,7 +65,8 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
         OmegaConf.set_struct(raw, False)
         del raw["hydra"]
         config = OmegaConf.to_container(raw, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
+        # Hydra checks some of what users write with bare asserts and ValueErrors; nothing of ours runs in there.
         raise UserError(_one_line(error, overrides, config_name, places)) from error
     assert isinstance(config, dict)
     assert isinstance(with_choices, dict)

@@ -18,6 +18,7 @@ import gentrain
 from gentrain.check import bind, check, fits, misfit
 from gentrain.config import Node, build, nearest
 from gentrain.data.dataset import DataSet
+from gentrain.data.order import Order
 from gentrain.data.stream import stream
 from gentrain.engine import checkpoint
 from gentrain.engine.conductor import Conductor
@@ -101,6 +102,7 @@ def _fit(folder: RunFolder, config: Node, rank: int, world: int, *, resume: bool
     budget = build_budget(config)
     if budget.batch_size % world:
         raise UserError(f"train.batch_size={budget.batch_size} cannot be shared by {world} ranks")
+    Order(len(data.train), budget.batch_size, seed)  # refuses data smaller than a batch
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     system = build_system(config, data, seed=seed, trusted=trusted)
     require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
