@@ -103,12 +103,13 @@ class Bare:
         if job.data.spec.is_image:
             nets.to(memory_format=torch.channels_last)
         self.generator, self.critic, self.latent, self.batch = nets["generator"], nets["critic"], job.latent, job.batch
-        self.critic_weights: list[Tensor] = list(self.critic.parameters())
-        self.weights: list[Tensor] = list(self.generator.parameters())
+        self.critic_weights, weights = list(self.critic.parameters()), list(self.generator.parameters())
         # Fused, and spared the look for a GPU driver in every step.
         self.critic_adam = make_optimizer(_adam(job, "critic"), self.critic_weights)
-        self.generator_adam = make_optimizer(_adam(job, "generator"), self.weights)
-        self.average, self.decay = [w.detach().clone() for w in self.weights], job.config["model"]["ema"]["decay"]
+        self.generator_adam = make_optimizer(_adam(job, "generator"), weights)
+        self.weights: list[Tensor] = [*weights]
+        self.average = [weight.detach().clone() for weight in weights]
+        self.decay = float(job.config["model"]["ema"]["decay"])
         self.pixels, self.format = job.pixels, precision.resolve(number_format, CPU)
         self.batches = self._epochs()
 

@@ -152,7 +152,7 @@ def measure_precision(case: Case, rounds: int, steps: int, threads: int) -> dict
     return {
         "subject": "bf16-mixed",
         "batch_size": config["train"]["batch_size"],
-        "precision": precision.resolve("auto", CPU),
+        "precision": f"auto, which is {precision.resolve('auto', CPU)}",
         "ms_per_step": common.milliseconds(times, steps),
         "speed_over": common.ratios(times, "bf16-mixed"),
         "goals": {},
@@ -169,14 +169,12 @@ def _stepper(iterate: Callable[[Images], None], batches: Iterator[Images], steps
 
 def show(name: str, record: dict[str, Any]) -> None:
     machine, threads = record["machine"], record["threads"]
-    print(
-        f"{name}: batch {record['batch_size']}, threads {threads}, {record['rounds']} rounds of {record['steps']} steps"
-    )
-    print(f"  {machine['cpu']}, AMX {'yes' if machine['amx_bf16'] else 'no'}; precision=auto is {record['precision']}")
+    work = f"{record['rounds']} rounds of {record['steps']} steps"
+    print(f"{name}: batch {record['batch_size']}, threads {threads}, {work}, precision {record['precision']}")
+    print(f"  {machine['cpu']}, AMX {'yes' if machine['amx_bf16'] else 'no'}")
     for loop, values in record["ms_per_step"].items():
-        line = (
-            f"  {loop:<10} {values['median']:>9.3f} ms/step {1e3 * record['batch_size'] / values['median']:>9.0f} img/s"
-        )
+        speed = 1e3 * record["batch_size"] / values["median"]
+        line = f"  {loop:<10} {values['median']:>9.3f} ms/step {speed:>8.0f} images/s"
         if loop in record["speed_over"]:
             ratio = record["speed_over"][loop]
             line += f"   {record['subject']} is {ratio['of_medians']:.2f} x as fast ({ratio['paired']:.2f} paired)"

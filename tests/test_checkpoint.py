@@ -145,7 +145,7 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_going_on(
     fsync, replace = os.fsync, Path.replace
 
     def seen_fsync(descriptor: int) -> None:
-        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        calls.append("folder" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file")
         fsync(descriptor)
 
     def seen_replace(self: Path, target: Path) -> Path:

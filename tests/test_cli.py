@@ -138,9 +138,8 @@ def test_random_words_end_in_a_line_and_never_in_a_traceback() -> None:
             key = key[:place] + generator.choice("abz._/@~+") + key[place + 1 :]
         try:
             check_config(compose(["size=tiny", "trainer=cpu", f"{key}={value}"]).config)
-        except UserError as error:
+        except UserError:
             refused += 1
-            assert "\n" not in " ".join(str(error).split())
     assert refused > 75
 
 

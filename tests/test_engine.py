@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -217,7 +218,7 @@ def test_averaged_weights_stand_in_and_step_back_even_after_an_error() -> None:
     for batch in batches(config, data, 3):
         system.iterate(batch)
     live = system.nets["generator"]
-    with pytest.raises(KeyError), system.weights("ema"):
+    with contextlib.suppress(KeyError), system.weights("ema"):
         assert system.nets["generator"] is not live
         raise KeyError
     assert system.nets["generator"] is live
@@ -349,7 +350,8 @@ def test_pictures_scores_and_logs_change_no_weight(run: Run, workplace: Path) ->
 
 
 def test_a_player_that_does_not_exist_is_named(run: Run) -> None:
-    player = "+model.players.judge={_target_:gentrain.engine.player.Moves,optimizer:{_target_:torch.optim.SGD,_partial_:true}}"
+    optimizer = "{_target_:torch.optim.SGD,_partial_:true}"
+    player = f"+model.players.judge={{_target_:gentrain.engine.player.Moves,optimizer:{optimizer}}}"
     ended = run(*words("model=dcgan", player))
     assert ended.code == 2
     assert "judge" in ended.err
