@@ -22,7 +22,8 @@ class LikelihoodBound:
     """Mean over a split, each sample once (config target).
 
     ``nll_nats``: nats per sample, smaller is better; an upper bound where the system's ``log_likelihood`` is a lower
-    one. ``bits_per_dim``: the same / (ln 2 * C*H*W), for images, whose likelihood is that of integer data.
+    one. ``bits_per_dim``: the same / (ln 2 * C*H*W), for images whose likelihood is that of 8-bit data (a system whose
+    ``bits_per_dim_defined`` is false, such as one of binarised pixels, has none).
     Where the system has ``elbo(x) -> [B]``: ``elbo_nats``; where it has ``importance_bound(x, samples=K) -> [B]``
     (Burda et al. 2016, arXiv 1509.00519, eq. 8): ``iw_bound_nats``. Both are lower bounds on the log-likelihood in
     nats per sample: larger is better.
@@ -50,18 +51,22 @@ class LikelihoodBound:
         if not isinstance(system, Likelihood):
             raise UserError(f"metrics: {type(system).__name__} has no log_likelihood")
         spec = subject.data.spec
-        nll = -self._mean(subject, "log_likelihood", system.log_likelihood)
-        found = {"nll_nats": nll}
-        if spec.is_image:
+        found: dict[str, float] = {}
+        bound = getattr(system, "importance_bound", None)
+        if bound is not None and self.importance_samples > 0:
+            # The tightest bound there is stands for the likelihood; it is not computed twice.
+            found["iw_bound_nats"] = self._mean(
+                subject, "importance_bound", lambda x: bound(x, samples=self.importance_samples)
+            )
+            nll = -found["iw_bound_nats"]
+        else:
+            nll = -self._mean(subject, "log_likelihood", system.log_likelihood)
+        found["nll_nats"] = nll
+        if spec.is_image and getattr(system, "bits_per_dim_defined", True):
             found["bits_per_dim"] = nll / (math.log(2.0) * spec.numel)
         elbo = getattr(system, "elbo", None)
         if elbo is not None:
             found["elbo_nats"] = self._mean(subject, "elbo", elbo)
-        bound = getattr(system, "importance_bound", None)
-        if bound is not None and self.importance_samples > 0:
-            found["iw_bound_nats"] = self._mean(
-                subject, "importance_bound", lambda x: bound(x, samples=self.importance_samples)
-            )
         return found
 
     @torch.no_grad()

@@ -92,6 +92,11 @@ class Autoencoder(System):
 
     # ---------------------------------------------------------------- capabilities
 
+    @property
+    def bits_per_dim_defined(self) -> bool:
+        """Whether the nats are those of 8-bit images."""
+        return self.loss.bits_per_dim_defined
+
     def encode(self, x: Tensor) -> Tensor:
         return self.posterior.mean(self._code(x))
 
