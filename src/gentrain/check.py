@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc as abc
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,8 @@ def _walk(node: Any, where: str, given: frozenset[str], trusted: bool) -> None:
     elif isinstance(node, list):
         for i, item in enumerate(node):
             _walk(item, f"{where}[{i}]", frozenset(), trusted)
+    elif isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{where}: {node} is no number to compute with; null is how a number is left out")
 
 
 def _bind(node: Mapping[str, Any], where: str, given: frozenset[str], trusted: bool) -> None:

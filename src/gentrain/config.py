@@ -23,8 +23,18 @@ from gentrain.errors import UserError
 
 Node = dict[str, Any]
 
-TRUSTED_PREFIXES = ("gentrain.", "torch.nn.", "torch.optim.")
-"""Where a target may live in a config that nobody vouches for."""
+TRUSTED_PREFIXES = (
+    "gentrain.families.", "gentrain.models.", "gentrain.nets.", "gentrain.objectives.", "gentrain.data.sources.",
+    "gentrain.evaluation.metrics.", "gentrain.evaluation.likelihood.", "gentrain.evaluation.modes.",
+    "gentrain.evaluation.domain.Domain", "gentrain.evaluation.inception.", "gentrain.engine.player.",
+    "gentrain.engine.turns.", "gentrain.engine.ema.", "gentrain.engine.health.", "gentrain.engine.loggers.",
+    "torch.nn.", "torch.optim.",
+)  # fmt: skip
+"""What a target may be called in a config that nobody vouches for: the parts that configs are made of. All of gentrain
+would be too much: ``gentrain.config.locate`` as a target imports whatever its argument says."""
+
+TRUSTED_HOMES = (*TRUSTED_PREFIXES, "gentrain.data.")
+"""Where such a target may be defined: ``data.sources`` only collects what other modules define."""
 
 PARTIAL, TARGET = "_partial_", "_target_"
 
@@ -77,8 +87,8 @@ def locate(target: str, *, trusted: bool = True, where: str = "") -> Any:
         raise UserError(f"{at}_target_ is not a dotted name: {target!r}")
     if not trusted and not target.startswith(TRUSTED_PREFIXES):
         raise UserError(
-            f"{at}_target_ {target} is outside {', '.join(p + '*' for p in TRUSTED_PREFIXES)} and the config comes from"
-            " a folder: add trust=true if you wrote it yourself"
+            f"{at}_target_ {target} is outside what a stored config may name (gentrain's models, networks, losses, data"
+            " and metrics, torch.nn, torch.optim): add trust=true if you wrote it yourself"
         )
     parts = target.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -93,8 +103,8 @@ def locate(target: str, *, trusted: bool = True, where: str = "") -> Any:
             if not hasattr(found, part):
                 raise UserError(f"{at}nothing called {part} in {module_name}{nearest(part, vars(found))}")
             found = getattr(found, part)
-        home = str(getattr(found, "__module__", ""))
-        if not trusted and not f"{home}.".startswith(TRUSTED_PREFIXES):
+        home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        if not trusted and not home.startswith(TRUSTED_HOMES):
             raise UserError(f"{at}_target_ {target} leads to {home}, outside the allowed packages")
         return found
     raise UserError(f"{at}no module for _target_ {target}: is the package installed?")

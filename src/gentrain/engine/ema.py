@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
+
 
 @dataclass(frozen=True)
 class Ema:
@@ -24,6 +26,10 @@ class Ema:
 
     decay: float = 0.999
     start: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise UserError(f"model.ema.decay={self.decay}: must lie in [0, 1)")
 
 
 class Average(nn.Module):

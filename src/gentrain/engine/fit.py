@@ -60,6 +60,10 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
     for name in ("batch_size", "iterations", "accumulate", "keep", "log_every"):
         if getattr(budget, name) < 1:
             raise UserError(f"train.{name}={getattr(budget, name)}: at least 1")
+    for name, least in (("threads", 1), ("workers", 0), ("timeout", 1)):
+        value = config["trainer"].get(name)
+        if value is not None and value < least:
+            raise UserError(f"trainer.{name}={value}: at least {least}")
     if budget.batch_size < budget.accumulate:
         raise UserError(f"train.accumulate={budget.accumulate}: more parts than train.batch_size={budget.batch_size}")
 

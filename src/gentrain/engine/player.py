@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gentrain.types import Images, Terms
+from gentrain.types import Images, Terms, UserError
 
 
 class Cadence(Protocol):
@@ -47,6 +47,12 @@ class Moves:
     every: int | Cadence = 1
     clip: float | None = None
     schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, int) and self.every < 1:
+            raise UserError(f"model.players: every={self.every}, at least 1 is needed")
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"model.players: clip={self.clip}, more than 0 is needed; null does not clip")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,10 @@ class System(lightning.LightningModule, ABC):
             sharing = [p for p in roster if (p.optimizer or p.name) == name]
             nets = dict.fromkeys(net for p in sharing for net in p.nets)
             parameters = [parameter for net in nets for parameter in self.nets[net].parameters()]
-            made[name] = make_optimizer(self._moves_of(sharing[0]).optimizer, parameters)
+            try:
+                made[name] = make_optimizer(self._moves_of(sharing[0]).optimizer, parameters)
+            except ValueError as error:  # how torch.optim says that a number is out of its range
+                raise UserError(f"model.players.{name}.optimizer: {error}") from error
         return made
 
     # ---------------------------------------------------------------- the step

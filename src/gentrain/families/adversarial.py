@@ -17,7 +17,7 @@ from gentrain.nets.architecture import Architecture
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_batch_norm
-from gentrain.types import Images, Spec, Terms
+from gentrain.types import Images, Spec, Terms, UserError
 
 Prior = Literal["normal", "uniform"]
 
@@ -59,6 +59,8 @@ class Adversarial(System):
         ema: Ema | None = None,
     ) -> None:
         super().__init__(spec, players, turns, ema)
+        if latent < 1:
+            raise UserError(f"model.latent={latent}: at least 1")
         self.loss = loss
         self.latent = latent
         self.prior: Prior = prior

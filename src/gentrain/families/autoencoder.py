@@ -70,6 +70,8 @@ class Autoencoder(System):
         super().__init__(spec, players, None, ema)
         if not spec.is_image:
             raise UserError("this autoencoder models the 256 levels of images; data= gives vectors, choose images")
+        if latent < 1:
+            raise UserError(f"model.latent={latent}: at least 1")
         self.loss = loss
         self.posterior = posterior
         self.latent = latent
