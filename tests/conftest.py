@@ -11,6 +11,7 @@ import torch
 
 from gentrain.cli import main
 from gentrain.config import Node
+from gentrain.engine.state import seed_all
 
 TINY = ("size=tiny", "data=digits", "trainer=cpu", "trainer.threads=1")
 
@@ -27,6 +28,12 @@ Run = Callable[..., Outcome]
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same numbers whichever tests ran before on this worker."""
+    seed_all(0)
 
 
 @pytest.fixture
