@@ -1,6 +1,6 @@
 """Time of a training step: the runner beside hand-written loops over the same networks, data, loss and optimiser.
 
-    python benchmarks/throughput.py [dcgan] [mlp] [precision] [--rounds N] [--steps N] [--threads N] [--quick]
+    python benchmarks/throughput.py [dcgan] [mlp] [precision] [--rounds N] [--steps N] [--threads N] [--clock cpu]
 
 The runner is the whole of it: ``engine.fit`` with Lightning's Trainer, logging and the average of the generator;
 pictures, scores and checkpoints are off. The only thing changed is that its batches come from a generator that lets the
@@ -36,6 +36,9 @@ from gentrain.folder import RunFolder
 from gentrain.types import Images
 
 OFF = ("trainer=cpu", "metrics=none", "train.batch_size=64", "train.validate_every=0", "train.checkpoint_every=0")
+
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,23 @@ def refuse_unequal(job: Job, iterations: int = 3) -> dict[str, float]:
     return {player: round(value, 5) for player, value in expected.items()}
 
 
-def time_runner(config: Node, others: dict[str, Callable[[int], None]], rounds: int, steps: int) -> Any:
+def time_runner(
+    config: Node, others: dict[str, Callable[[int], None]], rounds: int, steps: int, now: Clock = time.perf_counter
+) -> Any:
     """(seconds per round of ``runner`` and of the others, the run card)."""
     times: common.Times = {name: [] for name in ("runner", *others)}
 
     def turns(*arguments: Any, **options: Any) -> Iterator[Images]:
         source = stream(*arguments, **options)
         for turn in range(rounds + 1):  # the first warms up
-            start = time.perf_counter()
+            start = now()
             yield from islice(source, steps)
             # The runner asks for the batch after this round: all that belongs to the round is done.
-            times["runner"].append(time.perf_counter() - start)
+            times["runner"].append(now() - start)
             for name, run in others.items():
-                start = time.perf_counter()
+                start = now()
                 run(steps)
-                times[name].append(time.perf_counter() - start)
+                times[name].append(now() - start)
             if turn == 0:
                 for seconds in times.values():
                     seconds.clear()
@@ -113,7 +118,7 @@ def time_runner(config: Node, others: dict[str, Callable[[int], None]], rounds: 
         return times, folder.card()
 
 
-def measure(case: Case, rounds: int, steps: int, threads: int, number_format: str) -> dict[str, Any]:
+def measure(case: Case, rounds: int, steps: int, threads: int, now: Clock, number_format: str) -> dict[str, Any]:
     total = steps * (rounds + 1) + 1  # one step more, so that the last round has a batch after it
     budget = (f"train.iterations={total}", f"trainer.threads={threads}", f"precision={number_format}")
     config = compose([*case.words, *OFF, *budget]).config
@@ -121,7 +126,7 @@ def measure(case: Case, rounds: int, steps: int, threads: int, number_format: st
     job = Job(config, data, fit.build_system(config, data, seed=config["seed"]).nets)
     losses = refuse_unequal(job)
     tutorial, bare = Tutorial(job), Bare(job, config["precision"])
-    times, card = time_runner(config, {"tutorial": tutorial.run, "bare": bare.run}, rounds, steps)
+    times, card = time_runner(config, {"tutorial": tutorial.run, "bare": bare.run}, rounds, steps, now)
     parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in job.nets.items()}
     if card["parameters"] != parameters or card["precision"] != bare.format:
         sys.exit(f"the runner trained {card['parameters']} in {card['precision']}, not {parameters} in {bare.format}")
@@ -138,7 +143,7 @@ def measure(case: Case, rounds: int, steps: int, threads: int, number_format: st
     }
 
 
-def measure_precision(case: Case, rounds: int, steps: int, threads: int) -> dict[str, Any]:
+def measure_precision(case: Case, rounds: int, steps: int, threads: int, now: Clock) -> dict[str, Any]:
     config = compose([*case.words, *OFF, f"trainer.threads={threads}"]).config
     data = build(config["data"], where="data")
     contestants: dict[str, Callable[[], None]] = {}
@@ -148,7 +153,7 @@ def measure_precision(case: Case, rounds: int, steps: int, threads: int) -> dict
         system.prepare(total=steps * (rounds + 1), precision=name)
         batches = stream(data.train, batch_size=config["train"]["batch_size"], seed=0)
         contestants[name] = _stepper(system.iterate, batches, steps)
-    times = common.in_turns(contestants, rounds)
+    times = common.in_turns(contestants, rounds, now)
     return {
         "subject": "bf16-mixed",
         "batch_size": config["train"]["batch_size"],
@@ -171,7 +176,7 @@ def show(name: str, record: dict[str, Any]) -> None:
     machine, threads = record["machine"], record["threads"]
     work = f"{record['rounds']} rounds of {record['steps']} steps"
     print(f"{name}: batch {record['batch_size']}, threads {threads}, {work}, precision {record['precision']}")
-    print(f"  {machine['cpu']}, AMX {'yes' if machine['amx_bf16'] else 'no'}")
+    print(f"  {machine['cpu']}, AMX {'yes' if machine['amx_bf16'] else 'no'}, {record['clock']} time")
     for loop, values in record["ms_per_step"].items():
         speed = 1e3 * record["batch_size"] / values["median"]
         line = f"  {loop:<10} {values['median']:>9.3f} ms/step {speed:>8.0f} images/s"
@@ -191,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=common.positive, help="of torch (default: 2, and 1 for mlp)")
     formats = get_args(precision.Precision)
     parser.add_argument("--precision", choices=formats, default="auto", help="of runner and bare (default: auto)")
+    parser.add_argument(
+        "--clock", choices=common.CLOCKS, default="wall", help="cpu (best with --threads 1) if it is busy"
+    )
     chosen = parser.parse_args(argv)
     unknown = [name for name in chosen.cases if name not in CASES]
     if unknown:
@@ -202,11 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads = chosen.threads or case.threads
         machine = common.machine()
         torch.set_num_threads(threads)
+        now = common.CLOCKS[chosen.clock]
         if name == "precision":
-            found = measure_precision(case, rounds, steps, threads)
+            found = measure_precision(case, rounds, steps, threads, now)
         else:
-            found = measure(case, rounds, steps, threads, chosen.precision)
-        shape = {"threads": threads, "rounds": rounds, "steps": steps, "quick": chosen.quick}
+            found = measure(case, rounds, steps, threads, now, chosen.precision)
+        shape = {"threads": threads, "rounds": rounds, "steps": steps, "clock": chosen.clock, "quick": chosen.quick}
         record = {"machine": machine, "words": case.words, **shape, **found}
         show(name, record)
         asked = chosen.precision != "auto" and name != "precision"

@@ -19,7 +19,7 @@ from gentrain.config import conf_dir, options
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gentrain"
 FILES = sorted(SOURCE.rglob("*.py"))
-GROUPS = ("model", "data", "loss", "model/net", "metrics", "trainer", "logger", "turns", "size")
+GROUPS = sorted({str(file.parent.relative_to(conf_dir())) for file in conf_dir().glob("*/**/*.yaml")})
 
 
 def imports(file: Path) -> set[str]:
@@ -141,6 +141,33 @@ def test_the_core_runs_without_torchvision(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKER, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "final:" in done.stdout
+
+
+PRIVATE = {
+    "a folder of one machine": re.compile(r"(?<![\w.~$}])/(?:home|root|Users|work|mnt)/\w"),
+    "a package index": re.compile(r"pypi\.org|pythonhosted|--(?:extra-)?index-url|artifactory|/simple\b", re.I),
+    "a key": re.compile(
+        r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30}|sk-[\w-]{20}|hf_\w{30}|BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
+    ),
+}
+TEXT = {".py", ".yaml", ".yml", ".md", ".toml", ".json", ".txt", ".csv", ".sh", ""}
+
+
+def test_no_shipped_text_names_a_machine_an_index_or_a_key() -> None:
+    places = ["src", "conf", "docs", "benchmarks", "scripts", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml"]
+    files = [f for place in places for f in ([ROOT / place] if (ROOT / place).is_file() else (ROOT / place).rglob("*"))]
+    texts = [f for f in files if f.is_file() and f.suffix in TEXT and "__pycache__" not in f.parts]
+    assert len(texts) > 120
+    for file in texts:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            for what, pattern in PRIVATE.items():
+                assert not pattern.search(line.replace("name:word@host", "")), f"{file}: {what}: {line}"
+    for what, line in (
+        ("a folder of one machine", "root: /home/me/data"),
+        ("a package index", "pip install --index-url https://x"),
+        ("a key", "https://me:word@host"),
+    ):
+        assert PRIVATE[what].search(line), what
 
 
 def test_pins_keep_known_bad_releases_out() -> None:

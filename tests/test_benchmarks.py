@@ -51,7 +51,17 @@ def test_throughput_writes_its_case(case: str, contestants: list[str], bench: An
     words = [case, "--quick", "--threads", "1", "--steps", "1", "--out", str(tmp_path / "out")]
     assert bench("throughput").main(words) == 0
     record = json.loads((tmp_path / "out" / f"{case}.json").read_text(encoding="utf-8"))
-    wanted = COMMON | {"words", "threads", "steps", "precision", "batch_size", "subject", "ms_per_step", "speed_over"}
+    wanted = COMMON | {
+        "words",
+        "threads",
+        "steps",
+        "clock",
+        "precision",
+        "batch_size",
+        "subject",
+        "ms_per_step",
+        "speed_over",
+    }
     assert wanted <= set(record)
     assert list(record["ms_per_step"]) == contestants
     assert set(record["speed_over"]) == set(contestants) - {record["subject"]}

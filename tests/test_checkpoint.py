@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import random
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Run, words
+from test_contract import differences
 
 from gentrain.engine import checkpoint
 from gentrain.engine.checkpoint import DamagedError
+from gentrain.engine.player import Seat
+from gentrain.engine.system import System
 from gentrain.types import UserError
 
 STATE = {"weights": torch.arange(2000, dtype=torch.float32), "names": ["a", "b"], "number": 3, "nothing": None}
@@ -178,3 +183,43 @@ def test_a_newer_format_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     with pytest.raises(UserError, match="format 99, this gentrain reads 1"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_that_very_iteration_and_the_run_goes_on_as_if_nothing_had_been(
+    number: signal.Signals, code: int, run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes in the middle of iteration 5: between the critic's step and the generator's next, and between blocks."""
+    shared = [*words("model=wgan_gp"), "train.iterations=9", "train.validate_every=0", "train.checkpoint_every=0"]
+    assert run(*shared, "metrics=none", "name=straight").code == 0
+    original = System._step
+
+    def interrupted(self: System, seat: Seat, iteration: int) -> None:
+        if iteration == 5:
+            os.kill(os.getpid(), number)
+        original(self, seat, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(System, "_step", interrupted)
+        assert run(*shared, "metrics=none", "name=cut").code == code
+    folder = workplace / "outputs" / "cut"
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
+    assert [path.name for path in checkpoint.steps(folder / "checkpoints")] == [checkpoint.file_name(5)]
+    assert run("resume", "run=outputs/cut").code == 0
+    ends = [checkpoint.load(workplace / "outputs" / name / "checkpoints" / "last.ckpt") for name in ("straight", "cut")]
+    for part in ("system", "rng"):
+        assert differences(ends[0][part], ends[1][part]) == []
+
+
+def test_resume_passes_over_a_damaged_checkpoint_and_says_so(run: Run, workplace: Path) -> None:
+    budget = ["train.iterations=6", "train.validate_every=0", "train.checkpoint_every=2", "train.keep=9"]
+    assert run(*words("model=vae", "name=run", "metrics=none", *budget)).code == 0
+    folder = workplace / "outputs" / "run"
+    end = checkpoint.load(folder / "checkpoints" / "last.ckpt")
+    bad = folder / "checkpoints" / checkpoint.file_name(6)
+    bad.write_bytes(bad.read_bytes()[:1000])
+    card = (folder / "run.json").read_text(encoding="utf-8").replace('"finished"', '"failed"')
+    (folder / "run.json").write_text(card, encoding="utf-8")
+    with pytest.warns(UserWarning, match=rf"{checkpoint.file_name(6)}.*resuming from {checkpoint.file_name(4)}"):
+        assert run("resume", "run=outputs/run").code == 0
+    assert differences(end["system"], checkpoint.load(folder / "checkpoints" / "last.ckpt")["system"]) == []

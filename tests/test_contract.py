@@ -14,22 +14,22 @@ from torch import Tensor
 
 from gentrain.commands.list import entries
 from gentrain.config import Node, build, options
-from gentrain.data.dataset import DataSet
+from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.stream import stream
 from gentrain.engine import checkpoint
 from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.sampling import at_rest, draw
 from gentrain.engine.state import rng_state, set_rng_state
 from gentrain.engine.system import System
-from gentrain.types import CAPABILITIES, Images
+from gentrain.types import CAPABILITIES, Images, Spec
 
 MODELS = options("model")
 LIKELIHOODS = ["bernoulli", "gaussian", "logistic"]
 
 
-def ready(config: Node, seed: int = 0) -> tuple[System, DataSet]:
+def ready(config: Node, seed: int = 0, data: DataSet | None = None) -> tuple[System, DataSet]:
     check_config(config)
-    data = build(config["data"])
+    data = build(config["data"]) if data is None else data
     system = build_system(config, data, seed=seed)
     system.prepare(total=config["train"]["iterations"])
     return system, data
@@ -63,10 +63,23 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
+def of_shape(*shape: int) -> DataSet:
+    """Noise in the shape of another data set."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = (torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator) for n in (40, 10))
+    return in_memory("noise", Spec(shape), (train, None), (test, None))
+
+
+@pytest.mark.parametrize("shape", [None, (1, 28, 28), (3, 32, 32)], ids=["digits", "fashion", "colour"])
 @pytest.mark.parametrize("model", MODELS)
-def test_each_player_moves_its_own_networks_with_finite_terms_and_full_gradients(model: str) -> None:
+def test_each_player_moves_its_own_networks_with_finite_terms_and_full_gradients(
+    model: str, shape: tuple[int, ...] | None
+) -> None:
     config = tiny(f"model={model}")
-    system, data = ready(config)
+    system, data = ready(config, data=None if shape is None else of_shape(*shape))
+    drawn = draw(system, 3, seed=0)
+    assert drawn.shape == (3, *data.spec.shape)
+    assert drawn.abs().max() <= 1.0
     for batch in batches(config, data, 1):
         part = batch.to("cpu", channels_last=system.channels_last)
         for seat in system.seats:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,16 +20,17 @@ from gentrain.engine import checkpoint
 from gentrain.engine.launch import PLACE_VARIABLES, _wait, clean_environment
 
 SPY = """
-import json, os, sys, torch
+import json, os, signal, sys, torch
 from pathlib import Path
-from gentrain.engine import system
 from gentrain.engine.system import System
 original = System.iterate
 def spy(self, batch):
     original(self, batch)
     rank = os.environ["RANK"]
+    if os.environ.get("DIES_AT") == f"{rank}@{self.clock.iteration}":
+        os.kill(os.getpid(), signal.SIGKILL)
     digest = float(sum(t.double().abs().sum() for t in self.nets.state_dict().values()))
-    record = {"indices": batch.index.tolist(), "digest": digest, "noise": float(torch.rand(1))}
+    record = {"pid": os.getpid(), "indices": batch.index.tolist(), "digest": digest, "noise": float(torch.rand(1))}
     with Path(os.environ["SPY"], f"rank{rank}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\\n")
 System.iterate = spy
@@ -37,22 +39,35 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_ranks_agree_on_weights_share_the_data_and_draw_their_own_noise(
-    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+SHARED = ["size=tiny", "data=digits", "trainer=ddp_cpu", "model=dcgan"]
+
+
+@pytest.fixture
+def spied(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each rank writes what it saw in each iteration into rankN.jsonl."""
     (workplace / "spy.py").write_text(SPY, encoding="utf-8")
     monkeypatch.setenv("SPY", str(workplace))
 
     def spying(folder: Path, *, resume: bool, trusted: bool) -> list[str]:
-        return [sys.executable, str(workplace / "spy.py"), str(folder), "--trust"]
+        flags = ["--resume"] if resume else []
+        return [sys.executable, str(workplace / "spy.py"), str(folder), "--trust", *flags]
 
     monkeypatch.setattr("gentrain.engine.launch.worker_command", spying)
-    budget = ["train.iterations=6", "train.validate_every=3", "metrics.samples=40"]
-    assert run(*words("model=dcgan", "name=run")[:2], "trainer=ddp_cpu", "name=run", "model=dcgan", *budget).code == 0
-    ranks = [
-        [json.loads(line) for line in (workplace / f"rank{rank}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for rank in (0, 1)
-    ]
+    return workplace
+
+
+def records(workplace: Path) -> list[list[dict[str, Any]]]:
+    files = [workplace / f"rank{rank}.jsonl" for rank in (0, 1)]
+    return [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files]
+
+
+def test_ranks_agree_on_weights_share_the_data_draw_their_own_noise_and_resume_bit_for_bit(
+    run: Run, spied: Path
+) -> None:
+    workplace = spied
+    budget = ["train.iterations=6", "train.validate_every=3", "metrics.samples=40", "train.keep=9"]
+    assert run(*SHARED, "name=run", *budget).code == 0
+    ranks = records(workplace)
     assert len(ranks[0]) == len(ranks[1]) == 6
     for one, other in zip(*ranks, strict=True):
         assert one["digest"] == other["digest"], "parameters and buffers, batch-norm statistics among them"
@@ -63,14 +78,27 @@ def test_ranks_agree_on_weights_share_the_data_and_draw_their_own_noise(
     assert len(set(seen)) == 6 * 16
     card = json.loads((workplace / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))
     assert (card["world_size"], card["images"], card["iteration"]) == (2, 96, 6)
-    state = checkpoint.load(workplace / "outputs" / "run" / "checkpoints" / "last.ckpt")
+    folder = workplace / "outputs" / "run"
+    state = checkpoint.load(folder / "checkpoints" / "last.ckpt")
     assert len(state["rng"]) == 2
     assert differences(state["rng"][0]["torch"], state["rng"][1]["torch"])
 
+    # As if both ranks had been killed behind the checkpoint of iteration 3.
+    (folder / "checkpoints" / checkpoint.file_name(6)).unlink()
+    (folder / "run.json").write_text(json.dumps({**card, "status": "running"}), encoding="utf-8")
+    assert run("resume", "run=outputs/run").code == 0
+    again = [rank[6:] for rank in records(workplace)]
+    for before, after in zip(ranks, again, strict=True):
+        for key in ("indices", "digest", "noise"):
+            assert [record[key] for record in before[3:]] == [record[key] for record in after], key
+    resumed = checkpoint.load(folder / "checkpoints" / "last.ckpt")
+    for part in ("system", "rng"):
+        assert differences(state[part], resumed[part]) == [], part
+
     # Going on with another number of ranks is refused, and says with how many it would work.
-    config = workplace / "outputs" / "run" / "config.yaml"
+    config = folder / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("devices: 2", "devices: 1"), encoding="utf-8")
-    (workplace / "outputs" / "run" / "run.json").write_text(json.dumps({**card, "status": "stopped"}), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({**card, "status": "stopped"}), encoding="utf-8")
     ended = run("resume", "run=outputs/run")
     assert ended.code == 2
     assert "trainer.devices=2" in ended.err
@@ -116,6 +144,20 @@ def test_averaged_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None
         for gradient, parameter in zip(found["grads"], net.parameters(), strict=True):
             assert torch.allclose(gradient, parameter.grad, atol=1e-6)
         assert torch.equal(found["mean"], torch.full((2,), 0.5))
+
+
+def test_a_rank_that_dies_while_training_ends_the_job(run: Run, spied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for it in an all-reduce; the whole job ends, says who it was, and leaves no process."""
+    monkeypatch.setenv("DIES_AT", "1@2")
+    ended = run(*SHARED, "name=run", "metrics=none", "train.iterations=6")
+    assert ended.code not in (0, 2)
+    assert "rank 1 of 2 was killed by signal 9; its log is" in ended.err
+    ranks = records(spied)
+    assert [len(rank) for rank in ranks] == [2, 1] or [len(rank) for rank in ranks] == [1, 1]
+    for rank in ranks:
+        assert not Path(f"/proc/{rank[0]['pid']}").exists()
+    card = json.loads((spied / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))
+    assert card["status"] != "finished"
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -282,6 +283,24 @@ def test_terms_are_means_over_the_interval_and_keep_no_graph() -> None:
     assert not ledger.entries["a"][0].requires_grad
     assert ledger.means() == {"a": 3.0}
     assert ledger.means() == {}
+
+
+def test_what_is_logged_is_the_mean_since_the_last_row(run: Run, workplace: Path) -> None:
+    tables = []
+    for every in (1, 4):
+        look = [f"train.log_every={every}", f"name=every{every}", "train.validate_every=0", "metrics=none"]
+        assert run(*words("model=wgan_gp", "train.iterations=8", *look)).code == 0
+        with (workplace / "outputs" / f"every{every}" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            tables.append({int(row["iteration"]): row for row in csv.DictReader(file)})
+    single, rows = tables
+    assert list(rows) == [4, 8]
+    keys = [key for key in rows[4] if key.startswith(("loss/", "score/"))]
+    assert {"loss/critic/gradient_penalty", "score/real"} <= set(keys)
+    for end, row in rows.items():
+        for key in keys:
+            parts = [float(single[i][key]) for i in range(end - 3, end + 1) if single[i][key]]
+            assert len(parts) == (2 if "generator" in key else 4)
+            assert float(row[key]) == pytest.approx(sum(parts) / len(parts), rel=1e-5, abs=1e-6)
 
 
 def test_blocks_end_where_something_is_due_and_read_nothing_ahead() -> None:

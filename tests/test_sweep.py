@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
+import pytest
 from conftest import Run, words
 
 FEW = ["train.iterations=3", "metrics=none"]
@@ -15,18 +18,42 @@ def cards(workplace: Path) -> list[dict[str, object]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def test_a_failing_job_leaves_the_others_alone(run: Run, workplace: Path) -> None:
-    rates = "model.players.critic.optimizer.lr=1e-4,1e30,2e-4"
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+if "lr=3e-4" in Path(sys.argv[1]).name:
+    print("about to die", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+from gentrain.engine.worker import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_job_that_fails_and_one_that_is_killed_leave_the_others_alone(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill is what the out-of-memory killer does to a job; in one process it would end the sweep."""
+    (workplace / "killed.py").write_text(KILLED, encoding="utf-8")
+
+    def command(folder: Path, *, resume: bool, trusted: bool) -> list[str]:
+        return [sys.executable, str(workplace / "killed.py"), str(folder), "--trust"]
+
+    monkeypatch.setattr("gentrain.engine.launch.worker_command", command)
+    rates = "model.players.critic.optimizer.lr=1e-4,1e30,3e-4,2e-4"
     ended = run("-m", *words("model=dcgan", rates), *FEW, "train.iterations=9", "jobs.parallel=2")
     assert ended.code == 1
-    assert "1 of 3 jobs failed" in ended.err
-    assert [card["status"] for card in cards(workplace)] == ["finished", "failed", "finished"]
+    assert "2 of 4 jobs failed" in ended.err
+    assert [card["status"] for card in cards(workplace)] == ["finished", "failed", "failed", "finished"]
     folders = sorted((workplace / "outputs" / "sweeps").glob("*/*"))
+    assert all("lr=" in folder.name for folder in folders)
     consoles = [(folder / "console.txt").read_text(encoding="utf-8") for folder in folders]
-    assert ["not finite" in text for text in consoles] == [False, True, False]
+    assert ["not finite" in text for text in consoles] == [False, True, False, False]
+    assert ["about to die" in text for text in consoles] == [False, False, True, False]
+    assert re.search(r"FAILED \S+lr=1e30 \(exit code 2; .*not finite", ended.err)
+    assert re.search(r"FAILED \S+lr=3e-4 \(signal 9; .*about to die", ended.err)
     assert ended.out.count("finished") == 2
     assert "failed (2)" in ended.out
-    assert all("lr=" in folder.name for folder in folders)
+    assert "failed (-9)" in ended.out
 
 
 def test_two_ranks_inside_a_sweep_train_the_jobs_own_numbers(run: Run, workplace: Path) -> None:

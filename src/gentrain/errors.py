@@ -23,7 +23,9 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
     ``debug`` (or GENTRAIN_DEBUG=1) shows the traceback always.
     """
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()  # here, not at the interpreter's end, where a reader that has gone would be a traceback
+        return code
     except UserError as error:
         if debug or os.environ.get("GENTRAIN_DEBUG"):
             raise

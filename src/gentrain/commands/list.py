@@ -84,4 +84,6 @@ def _show(found: dict[str, list[dict[str, Any]]]) -> None:
         for record in records:
             shown = {**record, "can": ", ".join(record.get("can", []))}
             table.add_row(*(str(shown.get(column, "")) for column in columns))
-        console.print(table)
+        with console.capture() as captured:  # rich itself would end the process with exit code 1 on a closed pipe
+            console.print(table)
+        print(captured.get(), end="")

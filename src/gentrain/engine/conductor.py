@@ -72,6 +72,7 @@ class Conductor(lightning.Callback):
         session.progress.start(session.budget.iterations, system.clock.iteration, name)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.signals.hold()  # the Trainer has put its own handlers over ours by now
         session = self.session
         # After the weights are made (equal on all ranks): from here on each rank draws its own noise.
         if session.resumed is not None:

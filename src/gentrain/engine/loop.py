@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -45,15 +46,21 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: whoever started the thread handles signals
-                return self
+            self._before[number] = signal.getsignal(number)
+        self.hold()
         return self
 
+    def hold(self) -> None:
+        """Be the handler, also where Lightning's Trainer has put its own over this one when it began: that one ends the
+        run with an exception and exit code 0, and talks to the other ranks from inside the handler."""
+        if threading.current_thread() is threading.main_thread():  # elsewhere, whoever started the thread handles them
+            for number in self._before:
+                signal.signal(number, self._handle)
+
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
