@@ -21,7 +21,7 @@ def cards(workplace: Path) -> list[dict[str, object]]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-if "lr=3e-4" in Path(sys.argv[1]).name:
+if "lr=0.0003" in Path(sys.argv[1]).name:
     print("about to die", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 from gentrain.engine.worker import main
@@ -49,8 +49,8 @@ def test_a_job_that_fails_and_one_that_is_killed_leave_the_others_alone(
     consoles = [(folder / "console.txt").read_text(encoding="utf-8") for folder in folders]
     assert ["not finite" in text for text in consoles] == [False, True, False, False]
     assert ["about to die" in text for text in consoles] == [False, False, True, False]
-    assert re.search(r"FAILED \S+lr=1e30 \(exit code 2; .*not finite", ended.err)
-    assert re.search(r"FAILED \S+lr=3e-4 \(signal 9; .*about to die", ended.err)
+    assert re.search(r"FAILED \S+lr=1e\+30 \(exit code 2; .*not finite", ended.err)
+    assert re.search(r"FAILED \S+lr=0.0003 \(signal 9; .*about to die", ended.err)
     assert ended.out.count("finished") == 2
     assert "failed (2)" in ended.out
     assert "failed (-9)" in ended.out
