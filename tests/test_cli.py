@@ -275,3 +275,13 @@ def test_data_override_of_the_network_gives_way_to_the_command_line() -> None:
     assert compose(["data=ring", "model/net=dcgan"]).config["choices"]["model/net"] == "dcgan"
     assert compose(["model=wgan"]).config["choices"]["loss"] == "wasserstein"
     assert compose(["model=wgan", "loss=hinge"]).config["choices"]["loss"] == "hinge"
+
+
+def test_a_folder_with_the_users_own_files_is_refused_and_untouched(run: Run, workplace: Path) -> None:
+    mine = workplace / "outputs" / "mine" / "precious.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("hello", encoding="utf-8")
+    ended = run("size=tiny", "data=folder", "data.root=nowhere", "name=mine")
+    assert ended.code == 2
+    assert "holds other files" in ended.err
+    assert mine.read_text(encoding="utf-8") == "hello"

@@ -60,10 +60,10 @@ def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFold
         if config["name"] is None:
             parent /= safe_name(f"{choices['model']}-{choices['data']}", "model")
         path = new_path(parent, config["name"])
-        if (path / "config.yaml").exists():
-            raise UserError(
-                f"name={config['name']}: {path} is a run already; resume run={path}, or choose another name"
-            )
+    if (path / "config.yaml").exists():
+        raise UserError(f"{path} is a run already; resume run={path}, or choose another name=")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path} holds other files; choose another name= or output=")
     command = shlex.join(["gentrain", *words.overrides])
     return RunFolder.create(path, config, card_for(config, command))
 

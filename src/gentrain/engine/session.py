@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gentrain.config import Node
 from gentrain.data.dataset import DataSet
@@ -63,7 +63,7 @@ class Scoring:
     scores: Mapping[str, Metric] = field(default_factory=dict)
     samples: int = 1000
     monitor: str | None = None
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
 
     def better(self, value: float, best: float | None) -> bool:
         if best is None:
