@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,40 @@ def test_a_rank_that_dies_while_training_ends_the_job(run: Run, spied: Path, mon
     assert card["status"] != "finished"
 
 
-def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    patient = [sys.executable, "-c", "import time; time.sleep(60)"]
-    dying = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
-    ranks = [subprocess.Popen(patient), subprocess.Popen(dying)]
-    start = time.monotonic()
+WAITING = """
+import signal, sys, time
+from pathlib import Path
+def told(number, frame):
+    Path(sys.argv[1], "told").touch()
+    if sys.argv[2] == "obeys":
+        sys.exit(143)
+signal.signal(signal.SIGTERM, told)
+Path(sys.argv[1], "ready").touch()
+while True:
+    time.sleep(0.05)
+"""
+
+DYING = """
+import os, signal, sys, time
+from pathlib import Path
+while not Path(sys.argv[1], "ready").exists():
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("manner", "code"), [("obeys", 143), ("hangs", -signal.SIGKILL)])
+def test_when_a_rank_dies_the_others_are_told_to_stop_and_then_made_to(
+    manner: str, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gentrain.engine.launch.GRACE_SECONDS", 0.5 if manner == "hangs" else 200.0)
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path), manner]),
+        subprocess.Popen([sys.executable, "-c", DYING, str(tmp_path)]),
+    ]
     assert _wait(ranks, tmp_path) == 137
-    assert time.monotonic() - start < 30
-    assert all(rank.poll() is not None for rank in ranks)
+    assert (tmp_path / "told").exists()
+    assert [rank.returncode for rank in ranks] == [code, -signal.SIGKILL]
     assert "rank 1 of 2 was killed by signal 9; its log is" in capfd.readouterr().err
 
 

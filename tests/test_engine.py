@@ -353,7 +353,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(run: Run, workplace:
         refuse_non_finite({"a": [torch.zeros(2), torch.tensor([1.0, math.nan])]}, 3)
 
 
-def test_pictures_scores_and_logs_change_no_weight(run: Run, workplace: Path) -> None:
+@pytest.mark.parametrize("model", ["wgan_gp", "vae"])  # the likelihood bound draws without a generator of its own
+def test_pictures_scores_and_logs_change_no_weight(model: str, run: Run, workplace: Path) -> None:
     ends = []
     looks = (
         ["train.validate_every=0", "metrics=none", "train.log_every=100"],
@@ -361,7 +362,7 @@ def test_pictures_scores_and_logs_change_no_weight(run: Run, workplace: Path) ->
         ["train.validate_every=3", "metrics.samples=200", "train.checkpoint_every=1"],
     )
     for i, look in enumerate(looks):
-        assert run(*words("model=wgan_gp", f"name=r{i}", "train.iterations=9", *look)).code == 0
+        assert run(*words(f"model={model}", f"name=r{i}", "train.iterations=9", *look)).code == 0
         ends.append(checkpoint.load(workplace / "outputs" / f"r{i}" / "checkpoints" / "last.ckpt"))
     for end in ends[1:]:
         assert differences(ends[0]["system"], end["system"]) == []
