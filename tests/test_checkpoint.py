@@ -181,11 +181,11 @@ def test_a_newer_format_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     checkpoint.save(STATE, path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format 99, this gentrain reads 1"):
+    with pytest.raises(UserError, match="format 99, this gentrain reads 2"):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_that_very_iteration_and_the_run_goes_on_as_if_nothing_had_been(
     number: signal.Signals, code: int, run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

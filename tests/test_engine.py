@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from gentrain.engine import checkpoint
 from gentrain.engine.clock import Clock, Ledger
-from gentrain.engine.conductor import refuse_non_finite
 from gentrain.engine.ema import Average, Ema
+from gentrain.engine.finite import NonFiniteError, refuse_non_finite
 from gentrain.engine.loop import LENGTH, Blocks
 from gentrain.engine.player import Linear, Moves, Player, Warmup
-from gentrain.engine.system import NonFiniteError, System
+from gentrain.engine.system import System
 from gentrain.engine.turns import Alternating, Simultaneous, Turns
 from gentrain.models.wgan import CriticAhead, WeightClip
 from gentrain.types import Images, Spec, Terms, UserError, to_bytes, to_signed

@@ -23,7 +23,7 @@ import torch
 
 from gentrain.types import UserError
 
-FORMAT = 1
+FORMAT = 2
 MARK = b"gentrain-sha256:"
 COMMENT_SIZE = len(MARK) + 64
 END_RECORD_SIZE = 22

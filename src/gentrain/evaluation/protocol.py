@@ -132,7 +132,7 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Pro
         seed=subject.seed,
         metrics={name: {"metric": type(metric).__name__, **_settings(metric)} for name, metric in metrics.items()},
         versions={
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # of a class of its own, which a checkpoint would refuse
             "torchmetrics": version("torchmetrics"),
             "gentrain": gentrain.__version__,
         },
