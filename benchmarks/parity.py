@@ -2,9 +2,9 @@
 
     python benchmarks/parity.py [dcgan] [wgan_gp] [vae] [--seeds N] [--iterations N] [--threads N]
 
-``precision=auto`` means bf16 where the hardware multiplies it. That is right only as far as the scores of the two number
-formats differ by no more than those of different seeds do: ``gap`` is the difference of the means, ``spread`` the standard
-deviation over seeds, of both formats together.
+``precision=auto`` means bf16 where the hardware multiplies it. That is right only as far as the scores of the two
+number formats differ by no more than those of different seeds do: ``gap`` is the difference of the means, ``spread``
+the standard deviation over seeds, of both formats together.
 """
 
 from __future__ import annotations
