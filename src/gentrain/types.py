@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from gentrain.errors import UserError as UserError
+
+PathText = Annotated[str, "path"]
+"""A path in a config. A run's frozen config holds it absolute, so that it means the same from any folder."""
 
 Terms = dict[str, Tensor]
 """Named scalars of one objective. The player that owns them minimises their sum."""
