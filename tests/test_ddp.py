@@ -24,7 +24,12 @@ import json, os, signal, sys, torch
 from pathlib import Path
 from gentrain.engine.system import System
 original = System.iterate
+poisoned = []
 def spy(self, batch):
+    if os.environ.get("POISON") == f"{os.environ['RANK']}@{self.clock.iteration + 1}" and not poisoned:
+        poisoned.append(True)
+        with torch.no_grad():
+            next(self.nets["critic"].parameters()).fill_(float("nan"))
     original(self, batch)
     rank = os.environ["RANK"]
     if os.environ.get("DIES_AT") == f"{rank}@{self.clock.iteration}":
@@ -218,6 +223,24 @@ def test_a_first_rank_that_works_is_waited_for_and_one_that_hangs_is_not(tmp_pat
         for rank in ranks:
             rank.kill()
             rank.wait()
+
+
+def test_ranks_go_back_together_when_one_of_them_loses_its_numbers(
+    run: Run, spied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POISON", "1@5")
+    shared = (*SHARED, "metrics=none", "train.iterations=6", "train.checkpoint_every=2", "train.validate_every=0")
+    assert run(*shared, "name=run", "train.on_nonfinite=rollback").code == 0
+    ranks = records(spied)
+    assert [len(rank) for rank in ranks] == [6, 6], "the fifth did not end, and began again"
+    for one, other in zip(*ranks, strict=True):
+        assert one["digest"] == other["digest"]
+    state = checkpoint.load(spied / "outputs" / "run" / "checkpoints" / "last.ckpt")["system"]
+    assert (state["setbacks"], state["clock"]["iteration"]) == (1, 6)
+    ended = run(*shared, "name=other")
+    assert ended.code == 2
+    assert "iteration 5: the loss of the critic" in ended.err
+    assert "the last good checkpoint is iteration-000000004.ckpt" in ended.err
 
 
 WAITING = """

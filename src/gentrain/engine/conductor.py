@@ -125,10 +125,11 @@ class Conductor(lightning.Callback):
     def _log(self, system: System) -> None:
         session, clock = self.session, system.clock
         values = system.report()
-        for key, value in values.items():
-            if not math.isfinite(value):
-                kind, _, rest = key.partition("/")
-                raise diverged(clock.iteration, key, rest.split("/")[0] if kind in ("loss", "grad_norm") else None)
+        bad = next((key for key, value in values.items() if not math.isfinite(value)), "")
+        if any_rank(bool(bad), system.device):
+            kind, _, rest = bad.partition("/")
+            player = rest.split("/")[0] if kind in ("loss", "grad_norm") else None
+            raise diverged(clock.iteration, bad or "what another rank computes", player)
         if not session.is_first:
             return
         seconds = self._watch.seconds
@@ -202,18 +203,20 @@ class Conductor(lightning.Callback):
     def _save(self, system: System, *, owed: bool) -> None:
         session = self.session
         self.owed = owed
+        state = system.state()
+        refuse_non_finite(state, system.clock.iteration)  # on all ranks, which hold the same: they go back together
         rngs = gather(rng_state())
         assert self.patience is not None
         with self.patience.while_first_works(session.is_first):
             if session.is_first:
-                self._write(system, rngs)
+                self._write(system, state, rngs)
 
-    def _write(self, system: System, rngs: list[dict[str, Any]]) -> None:
+    def _write(self, system: System, state: dict[str, Any], rngs: list[dict[str, Any]]) -> None:
         session, iteration = self.session, system.clock.iteration
         folder = session.folder.checkpoints
         path = folder / checkpoint.file_name(iteration)
-        state = {
-            "system": system.state(),
+        whole = {
+            "system": state,
             "rng": rngs,
             "pending": system.pending(),
             "health": None if session.health is None else session.health.state(),
@@ -227,8 +230,7 @@ class Conductor(lightning.Callback):
             "data": session.data.fingerprint,
             "config": session.config,
         }
-        refuse_non_finite(state["system"], iteration)
-        checkpoint.save(state, path)
+        checkpoint.save(whole, path)
         checkpoint.link(path, "last.ckpt")
         if self.best is not None and self.best["iteration"] == iteration:
             checkpoint.link(path, "best.ckpt")

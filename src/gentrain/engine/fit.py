@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -21,6 +22,7 @@ from gentrain.data.stream import stream
 from gentrain.engine import checkpoint
 from gentrain.engine.assemble import assemble, build_system, check_config, rehearse
 from gentrain.engine.conductor import Conductor
+from gentrain.engine.finite import NonFiniteError
 from gentrain.engine.loggers import MetricsCsv
 from gentrain.engine.loop import Blocks, Signals
 from gentrain.engine.progress import RichProgress
@@ -29,28 +31,33 @@ from gentrain.engine.strategy import count_devices, ranks_strategy
 from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.folder import RunFolder
+from gentrain.lock import only_one
 from gentrain.types import Images
+
+ROLLBACKS = 3
+"""How often a run goes back to a checkpoint before it is given up."""
 
 
 def fit(folder: RunFolder, config: Node, *, resume: bool = False, trusted: bool = True, quiet: bool = False) -> int:
     """Train. Returns the process's exit code: 0, or 130/143 when a signal stopped it after a checkpoint."""
     rank, world = place()
-    if rank == 0:
-        _file_log(folder)
-    _silence()
-    if config["trainer"].get("threads") is not None:
-        torch.set_num_threads(config["trainer"]["threads"])
-    session, system = _begin(folder, config, rank, world, resume=resume, trusted=trusted, quiet=quiet)
-    try:
-        return _train(session, system)
-    except BaseException as error:
-        # Up to here nothing of the run was touched; a resume that is refused leaves its card as it was.
-        if rank == 0 and folder.card().get("status") != "created":
-            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            folder.update_card(status=status, error=str(error) or type(error).__name__)
-            with folder.log_file.open("a", encoding="utf-8") as log:
-                log.write(traceback.format_exc())
-        raise
+    with only_one(folder.path) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            _file_log(folder)
+        _silence()
+        if config["trainer"].get("threads") is not None:
+            torch.set_num_threads(config["trainer"]["threads"])
+        session, system = _begin(folder, config, rank, world, resume=resume, trusted=trusted, quiet=quiet)
+        try:
+            return _train(session, system)
+        except BaseException as error:
+            # Up to here nothing of the run was touched; a resume that is refused leaves its card as it was.
+            if rank == 0 and folder.card().get("status") != "created":
+                status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+                folder.update_card(status=status, error=str(error) or type(error).__name__)
+                with folder.log_file.open("a", encoding="utf-8") as log:
+                    log.write(traceback.format_exc())
+            raise
 
 
 def _begin(
@@ -79,11 +86,34 @@ def _begin(
 
 
 def _train(session: Session, system: System) -> int:
+    checkpoint.sweep(session.folder.checkpoints)
+    status = "failed"
+    with Signals() as signals:
+        if session.world == 1:  # several ranks stop together, at the end of a block
+            system.interrupted = lambda: signals.received is not None
+        conductor = Conductor(session, signals)
+        try:
+            while True:
+                try:
+                    _play(session, system, conductor)
+                    break
+                except NonFiniteError as error:
+                    session.resumed = _set_back(session, system, error)
+                    conductor = Conductor(session, signals)
+            status = "finished" if system.clock.finished and not conductor.owed else "stopped"
+        finally:
+            session.progress.stop()
+            if session.is_first:
+                _write_results(session, conductor.results(system), status)
+    return signals.exit_code if status == "stopped" else 0
+
+
+def _play(session: Session, system: System, conductor: Conductor) -> None:
+    """Train from where ``session.resumed`` says to the end of the budget, or to a signal."""
     budget, settings, resumed = session.budget, session.config["trainer"], session.resumed
     system.clock.total = budget.iterations
     if resumed is not None:
         system.clock.iteration = resumed["system"]["clock"]["iteration"]
-    checkpoint.sweep(session.folder.checkpoints)
     intervals = [budget.log_every, budget.validation_interval, budget.checkpoint_interval]
 
     def batches(start: int) -> Iterator[Images]:
@@ -99,20 +129,30 @@ def _train(session: Session, system: System) -> int:
             device=system.device,
         )
 
-    status = "failed"
-    with Signals() as signals:
-        conductor = Conductor(session, signals)
-        if session.world == 1:  # several ranks stop together, at the end of a block
-            system.interrupted = lambda: signals.received is not None
-        trainer = _lightning_trainer(session, conductor)
-        try:
-            trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
-            status = "finished" if system.clock.finished and not conductor.owed else "stopped"
-        finally:
-            session.progress.stop()
-            if session.is_first:
-                _write_results(session, conductor.results(system), status)
-    return signals.exit_code if status == "stopped" else 0
+    trainer = _lightning_trainer(session, conductor)
+    trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
+
+
+def _set_back(session: Session, system: System, error: NonFiniteError) -> dict[str, Any]:
+    """The last checkpoint, to go on from with a smaller step; or the error, which then says where the last one is."""
+    found = checkpoint.newest_whole(session.folder.checkpoints)
+    if found is None:
+        raise NonFiniteError(f"{error}; no checkpoint was written yet") from error
+    path, state, _ = found
+    if session.budget.on_nonfinite == "stop":
+        raise NonFiniteError(
+            f"{error}; the last good checkpoint is {path.name} (train.on_nonfinite=rollback goes back to it by itself)"
+        ) from error
+    if system.setbacks == ROLLBACKS:
+        raise NonFiniteError(f"{error}; given up after {ROLLBACKS} rollbacks, the last to {path.name}") from error
+    state["system"]["setbacks"] = system.setbacks + 1
+    if session.is_first:
+        said = f"{error}; back to {path.name} with {0.5 ** (system.setbacks + 1):g} times the learning rate"
+        session.progress.line(f"rollback: {said}")
+        session.folder.update_card(rollbacks=[*session.folder.card().get("rollbacks", []), said])
+        for logger in session.loggers:
+            logger.finish("rolled back")
+    return state
 
 
 def _lightning_trainer(session: Session, conductor: Conductor) -> lightning.Trainer:

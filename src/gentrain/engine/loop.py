@@ -42,8 +42,8 @@ class Interrupted(BaseException):
     """A signal came while something ran that may be dropped at once."""
 
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""SIGUSR1 is how a cluster's scheduler announces that time is running out."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""SIGUSR1 (which Windows lacks) is how a cluster's scheduler announces that time is running out."""
 
 
 class Signals:

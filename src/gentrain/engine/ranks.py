@@ -21,13 +21,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Mean of the gradients over all ranks, as one flat message per player.
+def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor | None = None) -> None:
+    """Mean of the gradients, and of a scalar loss, over all ranks, as one flat message per player.
 
     torch's DDP wrapper expects one forward and one backward pass per step; a game has several, through different
-    networks, with penalties that differentiate twice. One explicit mean per player is right for all of them.
+    networks, with penalties that differentiate twice. One explicit mean per player is right for all of them. The loss
+    travels with it so that all ranks learn in the same step that one of them has lost its numbers.
     """
-    _average([p.grad for p in parameters if p.grad is not None])
+    _average([p.grad for p in parameters if p.grad is not None] + ([] if loss is None else [loss]))
 
 
 def average_buffers(nets: nn.Module) -> None:

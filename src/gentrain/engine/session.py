@@ -22,7 +22,8 @@ class Budget:
     """The ``train`` section of the config. Intervals are in iterations; 0 turns one off; None divides the run in ten.
 
     ``batch_size`` counts all ranks together, so a paper's number holds whatever the number of devices;
-    ``accumulate`` cuts each batch into so many parts.
+    ``accumulate`` cuts each batch into so many parts. ``on_nonfinite``: when a loss or weight becomes NaN or infinite,
+    ``stop``, or ``rollback`` to the last checkpoint and go on with half the learning rate, three times at most.
     """
 
     batch_size: int
@@ -33,6 +34,7 @@ class Budget:
     checkpoint_every: int | None = None
     keep: int = 2
     flip: bool = False
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
 
     @property
     def validation_interval(self) -> int:

@@ -59,6 +59,8 @@ class System(lightning.LightningModule, ABC):
         self.precision_name = "32-true"
         self.channels_last = False
         self.accumulate = 1
+        self.setbacks = 0
+        """How often the run went back to a checkpoint because its numbers were lost; each halves the learning rates."""
         self.interrupted: Callable[[], bool] = lambda: False
         self._active: Seat | None = None
         self._unread: list[tuple[Tensor, int, Seat, Terms]] = []
@@ -135,20 +137,27 @@ class System(lightning.LightningModule, ABC):
     def _gradients(self, seat: Seat, parts: Sequence[Images], iteration: int) -> None:
         self._give_the_floor_to(seat)
         seat.optimizer.zero_grad(set_to_none=True)
+        losses = []
         for part in parts:
             with self.autocast():
                 terms = seat.player.loss(part)
             loss = total(terms)
-            if self.device.type == "cpu":  # free here; a GPU would stall, so it is asked once in a block
+            losses.append(loss.detach())
+            if self.device.type == "cpu" and world_size() == 1:  # free here, and the backward pass is saved
                 self._refuse(loss.item(), iteration, seat, terms)
-            else:
-                kept = {name: term.detach() for name, term in terms.items()}
-                self._unread.append((loss.detach(), iteration, seat, kept))
             (loss / len(parts) if len(parts) > 1 else loss).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
                 self.ledger.note(seat.term_key(name), term)
+        self._exchange(seat, torch.stack(losses).mean(), iteration, terms)
+
+    def _exchange(self, seat: Seat, loss: Tensor, iteration: int, terms: Terms) -> None:
+        """Share gradients among the ranks, and find out whether any of them computed with NaN."""
         if world_size() > 1:
-            average_gradients(seat.parameters)
+            average_gradients(seat.parameters, loss)
+            if self.device.type == "cpu":
+                self._refuse(loss.item(), iteration, seat, terms)
+        if self.device.type != "cpu":  # asking now would stall the device: it is asked once in a block
+            self._unread.append((loss, iteration, seat, {name: term.detach() for name, term in terms.items()}))
 
     def read_losses(self) -> None:
         """NonFiniteError for the first loss since the last call that is NaN or infinite."""
@@ -170,7 +179,7 @@ class System(lightning.LightningModule, ABC):
         elif seat.norm_wanted:
             self.ledger.note(f"grad_norm/{seat.player.name}", seat.gradient_norm())
             seat.norm_wanted = False
-        seat.set_rate(iteration, self.clock.total)
+        seat.set_rate(iteration, self.clock.total, 0.5**self.setbacks)
         seat.optimizer.step()
         if seat.player.after is not None:
             seat.player.after()
@@ -240,6 +249,7 @@ class System(lightning.LightningModule, ABC):
             "average": None if self.average is None else self.average.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers_by_name.items()},
             "clock": {"iteration": self.clock.iteration, "images": self.clock.images},
+            "setbacks": self.setbacks,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -252,6 +262,7 @@ class System(lightning.LightningModule, ABC):
             optimizer.load_state_dict(state["optimizers"][name])
         self.clock.iteration = state["clock"]["iteration"]
         self.clock.images = state["clock"]["images"]
+        self.setbacks = state["setbacks"]
 
 
 def total(terms: Terms) -> Tensor:
