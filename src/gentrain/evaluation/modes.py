@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from gentrain.errors import UserError
 from gentrain.evaluation.subject import Subject, split_of
-from gentrain.types import UserError
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -28,7 +28,10 @@ class ModesCovered:
     share: float = 0.01
 
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
-    scores: ClassVar[tuple[str, ...]] = ("modes_covered", "modes_total", "high_quality")
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        has_modes = data.density is not None and data.density.modes is not None
+        return ("modes_covered", "modes_total", "high_quality") if has_modes else ()
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         if data.density is None:
@@ -63,7 +66,9 @@ class SlicedWasserstein:
     split: str = "test"
 
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
-    scores: ClassVar[tuple[str, ...]] = ("swd",)
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        return ("swd",)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         split_of(data, self.split)

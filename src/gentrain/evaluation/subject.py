@@ -53,10 +53,11 @@ class Subject:
     """One system (or a set of images made elsewhere) under evaluation.
 
     ``system``: anything with the capabilities that the metrics ask for; None for images made elsewhere.
-    ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or [n D] for vectors; called once with ``n``, with the
-    global generators at ``seed``. ``labels``: int64 [n], the classes that the samples were asked to be, if any.
-    ``device``: where extractors run and likelihoods are asked. In a run over several processes, ``draw`` returns the
-    gathered samples and one process evaluates: nothing here communicates.
+    ``n``: how many samples, 0 where no score needs any. ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or
+    [n D] for vectors; called once with ``n``, with the global generators at ``seed``. ``labels``: int64 [n], the
+    classes that the samples were asked to be, if any. ``device``: where extractors run and likelihoods are asked. In a
+    run over several processes, ``draw`` returns the gathered samples and one process evaluates: nothing here
+    communicates.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Subject:
         labels: Tensor | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
-        if n < 1:
-            raise UserError(f"metrics.samples={n}: at least one sample is needed")
+        if n < 0:
+            raise UserError(f"metrics.samples={n}: 0 (none are drawn) or more")
         self.data, self.system, self.n, self.seed, self.device, self.labels = data, system, n, seed, device, labels
         self.used_extractors: dict[str, str] = {}
         """Name and SHA-256 of each extractor that a score was made with."""
@@ -89,7 +90,10 @@ class Subject:
         return 0 if self._samples is None else self.n
 
     def samples(self, n: int | None = None) -> Tensor:
-        """The first ``n`` (default: all) samples: uint8 [n C H W] for images, float32 [n D] for vectors."""
+        """The first ``n`` (default: all) samples: uint8 [n C H W] for images, float32 [n D] for vectors.
+        Raises UserError where none are to be drawn."""
+        if self.n < 1:
+            raise UserError("metrics.samples=0: a score of samples needs at least one")
         if self._samples is None:
             with isolated_rng(self.seed), torch.no_grad():
                 self._samples = self._accept(self._draw(self.n))
