@@ -204,7 +204,15 @@ def test_the_protocol_says_what_was_done(data: DataSet) -> None:
     assert protocol["splits"] == {"test": 100}
     assert protocol["extractors"] == {"pixels": "0" * 64}
     assert protocol["metrics"]["d"]["extractor"] == {"source": "Pixels", "dim": 64}
-    wanted = {"samples": 70, "size": 8, "channels": 1, "weights": "ema", "seed": 5, "data": "digits"}
+    wanted = {
+        "samples": 70,
+        "size": 8,
+        "channels": 1,
+        "weights": "ema",
+        "seed": 5,
+        "data": "digits",
+        "precision": "32-true",
+    }
     assert wanted.items() <= protocol.items()
     assert set(protocol["versions"]) == {"torch", "torchmetrics", "gentrain"}
     likelihood = evaluate({"l": LikelihoodBound()}, Subject(data, system, system.sample, n=70), "raw").protocol

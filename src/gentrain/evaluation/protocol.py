@@ -53,6 +53,10 @@ class Protocol:
     """Name and SHA-256 of the weights."""
     weights: str
     """Of the system: ema or raw."""
+    precision: str
+    """What the system computed in: 32-true or bf16-mixed."""
+    device: str
+    """Kind of device it computed on: the same weights differ in the last digits between cpu and cuda."""
     seed: int
     metrics: dict[str, dict[str, Any]]
     """Class and settings of each metric."""
@@ -145,6 +149,8 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Pro
         shape=tuple(data.spec.shape),
         extractors=dict(subject.used_extractors),
         weights=weights,
+        precision=subject.precision,
+        device=subject.device.type,
         seed=subject.seed,
         metrics={name: {"metric": type(metric).__name__, **_settings(metric)} for name, metric in metrics.items()},
         versions={

@@ -55,7 +55,8 @@ class Subject:
     ``system``: anything with the capabilities that the metrics ask for; None for images made elsewhere.
     ``n``: how many samples, 0 where no score needs any. ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or
     [n D] for vectors; called once with ``n``, with the global generators at ``seed``. ``labels``: int64 [n], the
-    classes that the samples were asked to be, if any. ``device``: where extractors run and likelihoods are asked. In a
+    classes that the samples were asked to be, if any. ``device``: where extractors run and likelihoods are asked.
+    ``precision``: what the system computes in, for the record (extractors are float32 always). In a
     run over several processes, ``draw`` returns the gathered samples and one process evaluates: nothing here
     communicates.
     """
@@ -69,12 +70,14 @@ class Subject:
         n: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        precision: str = "32-true",
         labels: Tensor | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
         if n < 0:
             raise UserError(f"metrics.samples={n}: 0 (none are drawn) or more")
-        self.data, self.system, self.n, self.seed, self.device, self.labels = data, system, n, seed, device, labels
+        self.data, self.system, self.n, self.seed, self.labels = data, system, n, seed, labels
+        self.device, self.precision = torch.device(device), precision
         self.used_extractors: dict[str, str] = {}
         """Name and SHA-256 of each extractor that a score was made with."""
         self.used_splits: dict[str, int] = {}
