@@ -39,6 +39,14 @@ class LikelihoodBound:
     batch: int = 128
     importance_samples: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"metrics.scores.likelihood.batch={self.batch}: at least 1")
+        if self.importance_samples < 0:
+            raise UserError(f"metrics.scores.likelihood.importance_samples={self.importance_samples}: 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"metrics.scores.likelihood.limit={self.limit}: at least 1, or null for all")
+
     needs: ClassVar[frozenset[str]] = frozenset({"log_likelihood"})
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
@@ -52,12 +60,6 @@ class LikelihoodBound:
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         split_of(data, self.split)
-        if self.batch < 1:
-            raise UserError(f"metrics.scores.likelihood.batch={self.batch}: must be at least 1")
-        if self.importance_samples < 0:
-            raise UserError(f"metrics.scores.likelihood.importance_samples={self.importance_samples}: 0 or more")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"metrics.scores.likelihood.limit={self.limit}: at least 1, or null for all")
 
     def measure(self, subject: Subject) -> dict[str, float]:
         system = subject.system

@@ -121,6 +121,13 @@ class Distances:
     splits: int = 10
     allow_few: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("subsets", 1), ("subset_size", 2), ("splits", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"metrics.scores.distances.{name}={getattr(self, name)}: at least {least}")
+        if self.reference is not None and self.reference < 1:
+            raise UserError(f"metrics.scores.distances.reference={self.reference}: at least 1, or null for all")
+
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
@@ -170,6 +177,10 @@ class ClassesShown:
 
     extractor: ExtractorSource
     share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise UserError(f"metrics.scores.classes.share={self.share}: must lie in (0, 1]")
 
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 

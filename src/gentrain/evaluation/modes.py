@@ -27,6 +27,12 @@ class ModesCovered:
     deviations: float = 3.0
     share: float = 0.01
 
+    def __post_init__(self) -> None:
+        if not self.deviations > 0:
+            raise UserError(f"metrics.scores.modes.deviations={self.deviations}: must be above 0")
+        if not 0.0 <= self.share <= 1.0:
+            raise UserError(f"metrics.scores.modes.share={self.share}: must lie in [0, 1]")
+
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
@@ -64,6 +70,10 @@ class SlicedWasserstein:
 
     directions: int = 128
     split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.directions < 1:
+            raise UserError(f"metrics.scores.swd.directions={self.directions}: at least 1")
 
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 

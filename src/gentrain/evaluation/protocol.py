@@ -7,9 +7,9 @@ are comparable where their protocols are equal.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch import nn
 import gentrain
 from gentrain.errors import UserError
 from gentrain.evaluation.metrics import Metric
-from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import Subject
 from gentrain.types import CAPABILITIES
 
@@ -124,7 +124,9 @@ def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> R
     started = time.perf_counter()
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
-        with isolated_rng(subject.seed), _evaluating(subject.system), torch.no_grad():
+        system = subject.system
+        resting = at_evaluation(system) if isinstance(system, nn.Module) else nullcontext()
+        with isolated_rng(subject.seed), resting, torch.no_grad():
             found = metric.measure(subject)
         _refuse_twice(name, scores.keys() & found.keys())
         scores |= found
@@ -172,16 +174,3 @@ def _settings(value: object) -> dict[str, Any]:
         else:
             plain[key] = inner
     return plain
-
-
-@contextmanager
-def _evaluating(system: object) -> Iterator[None]:
-    """Dropout and batch statistics off, then every module back into the mode it was in."""
-    modes = [(module, module.training) for module in system.modules()] if isinstance(system, nn.Module) else []
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gentrain.data.dataset import spread
+from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, ExtractorSource, Features
 from gentrain.evaluation.randomness import isolated_rng
-from gentrain.types import UserError, to_bytes
+from gentrain.types import to_bytes
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet, Split
@@ -152,13 +154,6 @@ class Subject:
             # A model without a bounded last layer strays outside [-1, 1] on both sides; this is another unit.
             raise ValueError(f"samples lie in 0..{float(drawn.max()):.4g}: floats must be in [-1, 1], bytes uint8")
         return to_bytes(drawn)
-
-
-def spread(size: int, limit: int | None) -> Tensor:
-    """int64: all places of a split of ``size``, or ``limit`` evenly over it: it may be sorted by class."""
-    if limit is None or limit >= size:
-        return torch.arange(size)
-    return torch.arange(limit) * size // limit
 
 
 def split_of(data: DataSet, name: str) -> Split:

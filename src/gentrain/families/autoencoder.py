@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from gentrain.engine.ema import Ema
 from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
+from gentrain.engine.turns import Turns
+from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture
 from gentrain.objectives.likelihoods import PixelLikelihood
-from gentrain.types import Images, Spec, Terms, UserError, to_signed
+from gentrain.types import Images, Spec, Terms, to_signed
 
 
 class Posterior(Protocol):
@@ -65,13 +67,18 @@ class Autoencoder(System):
         latent: int = 20,
         beta: float = 1.0,
         bound_samples: int = 64,
+        turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
-        super().__init__(spec, players, None, ema)
+        super().__init__(spec, players, turns, ema)
         if not spec.is_image:
             raise UserError("this autoencoder models the 256 levels of images; data= gives vectors, choose images")
         if latent < 1:
             raise UserError(f"model.latent={latent}: at least 1")
+        if beta < 0:
+            raise UserError(f"model.beta={beta}: 0 or more")
+        if bound_samples < 1:
+            raise UserError(f"model.bound_samples={bound_samples}: at least 1")
         self.loss = loss
         self.posterior = posterior
         self.latent = latent

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentrain.types import UserError, to_signed
+from gentrain.errors import UserError
+from gentrain.types import to_signed
 
 HALF_BIN = 1.0 / 255.0
 """Half the distance of two neighbouring levels in [-1, 1]."""
@@ -55,10 +56,6 @@ class PixelLikelihood(Protocol):
 
     def mean(self, output: Tensor) -> Tensor:
         """The picture to show: [B C H W] in [-1, 1]."""
-        ...
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of x: [B C H W] in [-1, 1], on the levels of the data."""
         ...
 
 
@@ -97,9 +94,6 @@ class Bernoulli:
 
     def mean(self, output: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(output.float()) - 1.0
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return 2.0 * torch.bernoulli(torch.sigmoid(output.float()), generator=generator) - 1.0
 
 
 @dataclass(frozen=True)
@@ -145,11 +139,6 @@ class Gaussian:
     def mean(self, output: Tensor) -> Tensor:
         return self._split(output)[0]
 
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        mu, log_scale = self._split(output)
-        noise = torch.randn(mu.shape, device=mu.device, generator=generator)
-        return _to_level(mu + log_scale.exp() * noise)
-
     def _split(self, output: Tensor, c: int | None = None) -> tuple[Tensor, Tensor]:
         """Mean [B C H W] and log sigma, which broadcasts against it."""
         output = output.float()
@@ -193,11 +182,6 @@ class DiscretizedLogistic:
 
     def mean(self, output: Tensor) -> Tensor:
         return _mean_and_scale(output.float())[0]
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        mu, log_scale = _mean_and_scale(output.float())
-        uniform = torch.rand(mu.shape, device=mu.device, generator=generator).clamp_(1e-6, 1.0 - 1e-6)
-        return _to_level(mu + log_scale.exp() * torch.logit(uniform))
 
 
 class SharedScale(nn.Module):
@@ -251,11 +235,6 @@ def _log_ndtr(x: Tensor) -> Tensor:
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^-x) for x > 0."""
     return torch.log(-torch.expm1(-x))
-
-
-def _to_level(x: Tensor) -> Tensor:
-    """Nearest of the 256 levels, the outer ones taking all beyond: exactly the bins of ``log_prob``."""
-    return (x.clamp(-1.0, 1.0) + 1.0).mul(127.5).round_().div_(127.5).sub_(1.0)
 
 
 def _require_bytes(x: Tensor) -> Tensor:
