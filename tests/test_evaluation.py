@@ -28,7 +28,7 @@ from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.metrics import ClassesShown, Distances, Metric
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
 from gentrain.evaluation.protocol import evaluate, require
-from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.folder import RunFolder
 
@@ -189,6 +189,10 @@ def test_evaluation_leaves_no_trace_and_repeats_itself(data: DataSet) -> None:
     assert reports[0].scores["fd_pixels"] != reports[2].scores["fd_pixels"]
     alone = evaluate({"d": metrics["d"]}, Subject(data, system, system.sample, n=70), "raw")
     assert alone.scores["fd_pixels"] == reports[0].scores["fd_pixels"]  # whatever is measured beside it
+    inner = nn.Sequential(nn.Dropout().eval(), nn.Dropout())
+    with at_evaluation(inner):
+        assert not any(part.training for part in inner.modules())
+    assert [part.training for part in inner.modules()] == [True, False, True]
     with contextlib.suppress(RuntimeError), isolated_rng(3):
         torch.rand(1)
         raise RuntimeError

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import Run, tiny, words
 from torch import nn
 
@@ -20,6 +22,8 @@ from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.metrics import ClassesShown, Distances
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
+from gentrain.evaluation.randomness import at_evaluation
+from gentrain.folder import RunFolder
 from gentrain.models.gan import GoodfellowMLP
 from gentrain.models.wgan import CriticAhead, WeightClip
 from gentrain.nets.dcgan import DCGAN
@@ -117,3 +121,28 @@ def test_a_number_out_of_its_range_is_named(make: Callable[[], object], named: s
 @pytest.mark.parametrize("model", options("model"))
 def test_turns_reach_every_model(model: str) -> None:
     assert isinstance(built(f"model={model}", "turns=simultaneous").turns, Simultaneous)
+
+
+# Two bounds on one set of images
+
+
+def test_both_bounds_are_of_the_same_binarised_images() -> None:
+    """With K = 1 and the same draw of z both are one estimate; new binary images would differ by tens of nats."""
+    system = built("model=vae", "loss.binarize=sample")
+    x = digits().test.all(32).x
+    code = system._code(x)  # type: ignore[operator]
+    assert code.shape == (32, 8)
+    with torch.no_grad(), at_evaluation(system):
+        torch.nn.init.zeros_(next(system.nets["decoder"].parameters()))  # z reaches no pixel any more
+        log_prob = system.elbo(x) + system.posterior.kl(code).sum(1)  # type: ignore[operator, union-attr]
+        again = system.elbo(x) + system.posterior.kl(code).sum(1)  # type: ignore[operator, union-attr]
+        many = system.importance_bound(x, samples=4000)  # type: ignore[operator]
+    torch.testing.assert_close(log_prob, again, rtol=0, atol=1e-4)
+    torch.testing.assert_close(many, log_prob, rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("binarize", ["threshold", "sample"])
+def test_the_importance_weighted_bound_is_not_below_the_elbo(binarize: str, run: Run, workplace: Path) -> None:
+    assert run(*words("model=vae", f"loss.binarize={binarize}", "name=run")).code == 0
+    final = RunFolder.open(workplace / "outputs" / "run").card()["final"]
+    assert final["iw_bound_nats"] >= final["elbo_nats"]

@@ -120,3 +120,19 @@ def test_binarisation() -> None:
     assert Bernoulli().mean(torch.tensor([[[[-50.0, 0.0, 50.0]]]])).flatten().tolist() == [-1.0, 0.0, 1.0]
     with pytest.raises(UserError, match="8-bit"):
         Bernoulli().prepare(torch.zeros(2, 2))
+
+
+def test_an_evaluation_sees_one_binarisation_of_each_image() -> None:
+    x = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
+    likelihood = Bernoulli("sample")
+    fixed = likelihood.prepare(x, fixed=True)
+    torch.rand(3)
+    assert fixed.equal(likelihood.prepare(x, fixed=True))
+    assert fixed[2:4].equal(likelihood.prepare(x[2:4], fixed=True)), "whatever else is in the batch"
+    assert fixed.equal(likelihood.prepare(x.to(memory_format=torch.channels_last), fixed=True))
+    assert not fixed.equal(likelihood.prepare(x)), "training draws anew"
+    shades = LEVELS.repeat(1, 1, 64, 64)
+    drawn = likelihood.prepare(shades, fixed=True)
+    torch.testing.assert_close(drawn.mean((1, 2, 3)), torch.arange(256) / 255, rtol=0, atol=0.04)
+    for other in (*DISCRETE, Bernoulli("threshold"), Bernoulli("none")):
+        assert other.prepare(x, fixed=True).equal(other.prepare(x))

@@ -61,3 +61,17 @@ def test_a_run_is_scored_and_sampled_on_the_gpu(run: Run, workplace: Path) -> No
     assert found["protocol"]["device"] == "cuda"
     assert found["scores"]["elbo_nats"] == pytest.approx(folder.card()["final"]["elbo_nats"], rel=0.05)
     assert run("sample", "run=outputs/run", "n=5").code == 0
+
+
+def test_a_shorter_draw_leaves_no_file_of_a_longer_one(run: Run, workplace: Path) -> None:
+    assert run(*words("model=dcgan", "metrics=none", "name=run")).code == 0
+    assert run("sample", "run=outputs/run", "n=9", "out=drawn").code == 0
+    mine = ["0000001.png", "00001.png", "000003.jpg", "000003.png.txt", "a000003.png", "notes.txt", "٠٠٠٠٠١.png"]
+    for name in mine:
+        (workplace / "drawn" / name).touch()
+    (workplace / "drawn" / "000007").mkdir()
+    assert run("sample", "run=outputs/run", "n=3", "out=drawn").code == 0
+    drawn = [f"{i:06d}.png" for i in range(3)]
+    assert {p.name for p in (workplace / "drawn").iterdir()} == {*drawn, *mine, "grid.png", "000007"}
+    assert run("sample", "run=outputs/run", "n=3", "files=false", "out=drawn").code == 0
+    assert {p.name for p in (workplace / "drawn").iterdir()} == {*mine, "grid.png", "000007"}

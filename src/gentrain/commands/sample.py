@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from gentrain.commands.words import options, whole_number, yes
 from gentrain.errors import OK, UserError
 from gentrain.folder import RunFolder
 
+NUMBERED = re.compile(r"[0-9]{6}\.png")
 KEYS = {
     "run": None,
     "n": "64",
@@ -47,6 +49,9 @@ def run(arguments: Sequence[str]) -> int:
         pictures.scatter(data.test.all(n).x, drawn, out / "scatter.png", density=true_density(data))
         print(f"{n} points: {out / 'scatter.png'}")
         return OK
+    for old in out.iterdir():
+        if NUMBERED.fullmatch(old.name):  # of an earlier draw, which may have been a longer one
+            old.unlink()
     images = to_bytes(drawn)
     pictures.grid(images, out / "grid.png")
     if yes(given["files"], "files"):

@@ -127,12 +127,12 @@ class Autoencoder(System):
         """Evidence lower bound [B] nats of each image, from one draw of z (Kingma and Welling 2014, eq. 3)."""
         code = self._code(x)
         output = self.nets["decoder"](self.posterior.draw(code))
-        return self.loss.log_prob(output, self.loss.prepare(x)) - self.posterior.kl(code).sum(1)
+        return self.loss.log_prob(output, self.loss.prepare(x, fixed=True)) - self.posterior.kl(code).sum(1)
 
     def importance_bound(self, x: Tensor, samples: int = 64) -> Tensor:
         """Importance-weighted bound [B] nats from ``samples`` draws: at least the ELBO in expectation, and rising with
         their number towards log p(x) (Burda et al. 2016, arXiv 1509.00519, eq. 8)."""
-        code, target = self._code(x), self.loss.prepare(x)
+        code, target = self._code(x), self.loss.prepare(x, fixed=True)
         weights = []
         for _ in range(samples):
             z = self.posterior.draw(code)

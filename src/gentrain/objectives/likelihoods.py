@@ -12,6 +12,7 @@ Squashing to the range of the data is done here, in one place.
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -46,8 +47,12 @@ class PixelLikelihood(Protocol):
         """What goes behind the decoder: holds the parameters that are the likelihood's own, or does nothing."""
         ...
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """uint8 [B C H W] to the float32 target [B C H W] that ``log_prob`` takes."""
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
+        """uint8 [B C H W] to the float32 target [B C H W] that ``log_prob`` takes.
+
+        ``fixed``: where the target is drawn, an image always gets the same draw, as an evaluation wants it: two bounds
+        on the likelihood are then bounds on that of one set of images.
+        """
         ...
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -81,11 +86,13 @@ class Bernoulli:
     def head(self) -> nn.Module:
         return nn.Identity()
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         unit = _require_bytes(x).float() / 255.0
         if self.binarize == "threshold":
             return (unit >= 0.5).float()
-        return torch.bernoulli(unit) if self.binarize == "sample" else unit
+        if self.binarize == "none":
+            return unit
+        return (_own_noise(x) < unit).float() if fixed else torch.bernoulli(unit)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         _require_channels(output, target.shape[1])
@@ -121,7 +128,7 @@ class Gaussian:
     def head(self) -> nn.Module:
         return SharedScale() if self.scale == "shared" else nn.Identity()
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -167,7 +174,7 @@ class DiscretizedLogistic:
     def head(self) -> nn.Module:
         return nn.Identity()
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -235,6 +242,14 @@ def _log_ndtr(x: Tensor) -> Tensor:
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^-x) for x > 0."""
     return torch.log(-torch.expm1(-x))
+
+
+def _own_noise(x: Tensor) -> Tensor:
+    """U[0, 1) [B C H W], a function of each image: the same in any batch, run and on any device."""
+    images = x.cpu().contiguous()
+    seeds = [zlib.crc32(image.numpy().tobytes()) for image in images]
+    noise = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(x.device)
 
 
 def _require_bytes(x: Tensor) -> Tensor:
