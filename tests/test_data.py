@@ -179,12 +179,6 @@ class TestSplits:
         with pytest.raises(UserError, match="3 labels for 8 samples"):
             Split(full.x, torch.zeros(3))
 
-    def test_class_counts(self) -> None:
-        data = sources.digits()
-        assert data.class_counts().tolist() == torch.bincount(data.train.y, minlength=10).tolist()  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="no class labels"):
-            sources.ring(train_size=9, test_size=1).class_counts()
-
 
 def integral(density: Density, half: float, step: float, power: int) -> float:
     """Sum of p (log p)^power over a lattice; exact for Gaussians wider than the step."""

@@ -387,7 +387,6 @@ def test_ranges_round_trip_exactly() -> None:
     assert [len(p) for p in parts] == [2, 1, 1]
     assert torch.equal(torch.cat([p.x for p in parts]), batch.x)
     assert list(islice(batch.chunks(1), 2)) == [batch]
-    assert batch.unit.max() == 1.0
     assert parameters(Saddle(Alternating())).keys() == {"down.value", "up.value"}
     with pytest.raises(UserError, match="missing"):
         Saddle(Alternating())._moves_of(Player("nobody", (), lambda b: {}))

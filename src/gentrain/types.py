@@ -88,11 +88,6 @@ class Images:
         """float32 in [-1, 1]; vectors as they are."""
         return to_signed(self.x)
 
-    @property
-    def unit(self) -> Tensor:
-        """float32 in [0, 1]; vectors as they are."""
-        return self.x.float().div_(255.0) if self.x.dtype == torch.uint8 else self.x
-
     def to(self, device: torch.device | str, *, channels_last: bool = False) -> Images:
         x = self.x.to(device, non_blocking=True)
         if channels_last and x.ndim == 4:

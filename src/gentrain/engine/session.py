@@ -60,12 +60,20 @@ class Devices:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The ``metrics`` section: what is measured, on how many samples, and which score ``best`` follows."""
+    """The ``metrics`` section: what is measured, on how many samples, and which score ``best`` follows.
+
+    ``also``: what the model asks for; it joins ``scores``, where a metric of the same name stays as it is.
+    """
 
     scores: Mapping[str, Metric] = field(default_factory=dict)
+    also: Mapping[str, Metric] = field(default_factory=dict)
     samples: int = 1000
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        wanted = {name: metric for name, metric in self.also.items() if name not in self.scores}
+        object.__setattr__(self, "scores", {**self.scores, **wanted})
 
     def better(self, value: float, best: float | None) -> bool:
         if best is None:

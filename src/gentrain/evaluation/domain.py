@@ -21,8 +21,8 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, FrozenExtractor, Keys, sha256_of
-from gentrain.types import UserError
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, FrozenExtractor, Keys, sha256_of
-from gentrain.types import UserError
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.nets.layers import set_biases
-from gentrain.types import Spec, UserError
+from gentrain.types import Spec
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class GoodfellowMLP:
     def __post_init__(self) -> None:
         if self.pieces < 1:
             raise UserError(f"model.net.pieces must be 1 or more, got {self.pieces}")
+        for name in ("generator_hidden", "critic_hidden"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise UserError(f"model.net.{name} needs widths of 1 or more, got {list(getattr(self, name))}")
+        for name in ("generator_range", "critic_range"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"model.net.{name} must be above 0, got {getattr(self, name)}")
         for name, rate in (("input_dropout", self.input_dropout), ("dropout", self.dropout)):
             if not 0.0 <= rate < 1.0:
                 raise UserError(f"model.net.{name} must lie in [0, 1), got {rate}")
