@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import sys
 import time
 import traceback
 import warnings
@@ -192,9 +193,9 @@ def _last_state(folder: RunFolder, data: DataSet) -> dict[str, Any] | None:
     if found is None:
         return None
     path, state, passed_over = found
-    for line in passed_over:
-        warnings.warn(f"passed over {line}; resuming from {path.name}", stacklevel=2)
-    _, world = place()
+    rank, world = place()
+    if passed_over and rank == 0:
+        print(f"gentrain: passed over {'; '.join(passed_over)}: resuming from {path.name}", file=sys.stderr)
     if state["world_size"] != world:
         raise UserError(
             f"{folder.path}: was trained on {state['world_size']} ranks and would go on with {world}, which would share"

@@ -37,6 +37,10 @@ class System(lightning.LightningModule, ABC):
     sampled: tuple[str, ...] = ()
     """Names of the networks that sampling needs: these are averaged, and put into eval mode to sample."""
 
+    keeps: tuple[str, ...] = ()
+    """Names of attributes that training changes beside the networks (an image pool, a growth stage, a running mean):
+    tensors, plain values and nests of them, or objects with ``state_dict``. They travel in the checkpoint."""
+
     def __init__(
         self,
         spec: Spec,
@@ -250,6 +254,7 @@ class System(lightning.LightningModule, ABC):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers_by_name.items()},
             "clock": {"iteration": self.clock.iteration, "images": self.clock.images},
             "setbacks": self.setbacks,
+            "kept": {name: _packed(getattr(self, name)) for name in self.keeps},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -263,6 +268,12 @@ class System(lightning.LightningModule, ABC):
         self.clock.iteration = state["clock"]["iteration"]
         self.clock.images = state["clock"]["images"]
         self.setbacks = state["setbacks"]
+        for name in self.keeps:
+            held = getattr(self, name)
+            if hasattr(held, "load_state_dict"):
+                held.load_state_dict(state["kept"][name])
+            else:
+                setattr(self, name, _moved(state["kept"][name], self.device))
 
 
 def total(terms: Terms) -> Tensor:
@@ -272,3 +283,18 @@ def total(terms: Terms) -> Tensor:
     for value in values:
         result = result + value.float()
     return result
+
+
+def _packed(value: Any) -> Any:
+    return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A nest of tensors and plain values with its tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(inner, device) for inner in value)
+    return value
