@@ -146,3 +146,18 @@ def test_the_importance_weighted_bound_is_not_below_the_elbo(binarize: str, run:
     assert run(*words("model=vae", f"loss.binarize={binarize}", "name=run")).code == 0
     final = RunFolder.open(workplace / "outputs" / "run").card()["final"]
     assert final["iw_bound_nats"] >= final["elbo_nats"]
+
+
+# The average of the weights, which no GAN's paper has
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_the_average_is_declared_and_can_be_switched_off(model: str) -> None:
+    text = (conf_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert "ema:" not in line or "ours" in line, "a departure from the paper is said where it is made"
+    for choice, averaged in (((), "ema:" in text), (("++model.ema=null",), False)):
+        system = built(f"model={model}", *choice)
+        system.prepare(total=1)
+        assert (system.average is not None) == averaged
+    assert "ema:" not in text or built(f"model={model}", "model.ema=null").ema is None

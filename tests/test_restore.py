@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Run, words
 
 from gentrain.engine.restore import device_called, load_system
+from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.folder import RunFolder
 
@@ -50,6 +52,28 @@ def test_the_device_is_chosen_or_refused_in_one_line(run: Run, monkeypatch: pyte
     assert device_called("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="device=gpu"):
         device_called("gpu")
+
+
+def test_the_system_is_moved_before_its_optimisers_are_made(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*words("model=dcgan", "metrics=none", "name=run")).code == 0
+    calls: list[object] = []
+    prepare = System.prepare
+
+    def moved(self: System, place: torch.device) -> System:
+        calls.append(place)
+        return self
+
+    def prepared(self: System, **given: Any) -> None:
+        calls.append("prepared")
+        prepare(self, **given)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(System, "to", moved)
+    monkeypatch.setattr(System, "prepare", prepared)
+    load_system(RunFolder.open(workplace / "outputs" / "run"), device="auto")
+    assert calls == [torch.device("cuda", 0), "prepared"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -3,7 +3,8 @@
 Paper: Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875, Algorithm 1; the schedule of critic steps is that of the
 authors' code.
 Adds to the adversarial family: the clip after each critic step, and when the generator moves.
-Departs: the clip follows the step instead of preceding it, so the critic that the generator sees is always clipped.
+Departs: the clip follows each step, as in Algorithm 1 (the authors' code clips before it), so the critic that the
+generator sees is always clipped; samples come from averaged weights.
 Checked by: every weight within the bound after every step; the moves of the schedule counted.
 """
 

@@ -34,9 +34,9 @@ class DCGAN:
 
     Stage i of n = log2(canvas / 4), but at least ``depth``, counted from the pixels, has ``width * 2**i`` channels and
     at most ``8 * width``.
-    ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``init_std``: of all weights and of the gains
-    around 1; None keeps PyTorch's initialisation (better for deep critics without normalisation). UserError for other
-    data or values.
+    ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``depth``: stages at least. ``init_std``: of all
+    weights and of the gains around 1; None keeps PyTorch's initialisation (better for deep critics without
+    normalisation). UserError for other data or values.
     """
 
     width: int = 64
