@@ -22,7 +22,7 @@ from gentrain.engine import checkpoint
 from gentrain.engine.checkpoint import DamagedError
 from gentrain.engine.player import Seat
 from gentrain.engine.system import System
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 STATE = {"weights": torch.arange(2000, dtype=torch.float32), "names": ["a", "b"], "number": 3, "nothing": None}
 

@@ -21,7 +21,8 @@ from gentrain.data.files import FolderFiles
 from gentrain.data.order import Order
 from gentrain.data.stream import mirrored, stream
 from gentrain.data.toys import Spiral
-from gentrain.types import Images, Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images, Spec
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 

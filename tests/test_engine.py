@@ -23,8 +23,9 @@ from gentrain.engine.loop import LENGTH, Blocks
 from gentrain.engine.player import Linear, Moves, Player, Warmup
 from gentrain.engine.system import System
 from gentrain.engine.turns import Alternating, Simultaneous, Turns
+from gentrain.errors import UserError
 from gentrain.models.wgan import CriticAhead, WeightClip
-from gentrain.types import Images, Spec, Terms, UserError, to_bytes, to_signed
+from gentrain.types import Images, Spec, Terms, to_bytes, to_signed
 
 
 class Point(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from gentrain.errors import UserError
 from gentrain.objectives.divergences import kl_standard_normal_terms
 from gentrain.objectives.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, PixelLikelihood
-from gentrain.types import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from gentrain.errors import UserError
 from gentrain.objectives import adversarial
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.penalties import (
@@ -25,7 +26,6 @@ from gentrain.objectives.penalties import (
     r1,
     refuse_batch_norm,
 )
-from gentrain.types import UserError
 
 ZOO: list[Callable[[], AdversarialLoss]] = [
     adversarial.minimax,

@@ -16,8 +16,6 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gentrain.errors import UserError as UserError
-
 PathText = Annotated[str, "path"]
 """A path in a config. A run's frozen config holds it absolute, so that it means the same from any folder."""
 

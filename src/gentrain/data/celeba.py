@@ -16,7 +16,8 @@ from gentrain.data.cache import Storage, rows
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import Recipe, check_size
 from gentrain.data.files import Files, FolderFiles, ZipFiles, open_zip, read_bytes, shown
-from gentrain.types import PathText, Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText, Spec
 
 _ATTRIBUTES, _PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
 _IMAGES = "img_align_celeba"

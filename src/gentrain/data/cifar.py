@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from gentrain.data.arrays import Pair, image_set
 from gentrain.data.dataset import DataSet
 from gentrain.data.files import checksum, download, page_hint, read_bytes, reason, shown
-from gentrain.types import PathText, UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText
 
 BINARY = ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
 PYTHON = ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gentrain.data.decode import Recipe, decode
 from gentrain.data.files import Files
-from gentrain.types import Images, Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images, Spec
 
 
 class Rows(Protocol):

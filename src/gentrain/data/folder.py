@@ -12,7 +12,8 @@ from gentrain.data.cache import Storage, rows
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import SUFFIXES, Recipe, check_size
 from gentrain.data.files import FolderFiles, reason, shown
-from gentrain.types import PathText, Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText, Spec
 
 
 def folder(

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from gentrain.data.arrays import Pair, image_set
 from gentrain.data.dataset import DataSet
 from gentrain.data.files import download, page_hint, read_bytes, reason, shown
-from gentrain.types import PathText, UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText
 
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _SIDE = 28

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 FORMAT = 2
 MARK = b"gentrain-sha256:"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gentrain.types import Images, Terms, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images, Terms
 
 
 class Cadence(Protocol):
