@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format faults bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1|/' | column -t -s '|'
@@ -31,6 +31,9 @@ test: lint ## All tests, with lint and types
 format: setup ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+faults: setup ## Inject every fault of the catalogue (up to an hour); writes outputs/faults.json
+	$(BIN)/python scripts/faults.py
 
 bench: setup ## Measure throughput and start-up; writes benchmarks/results/*.json
 	$(BIN)/python benchmarks/throughput.py

@@ -67,3 +67,30 @@ def tiny(*overrides: str) -> Node:
 def words(*more: str) -> Sequence[str]:
     """Words of a tiny run whose folder is outputs/run."""
     return (*TINY, *more)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="the long counts of the fault tests (make faults)")
+
+
+class Count:
+    """What a fault test says it did; ``make faults`` makes ``outputs/faults.json`` of it."""
+
+    def __init__(self, record: Callable[[str, object], None], full: bool) -> None:
+        self._record, self._full = record, full
+
+    def of(self, short: int, long: int) -> int:
+        """How many faults to inject: ``short`` in ``make test``, ``long`` in ``make faults``."""
+        return long if self._full else short
+
+    def says(self, *, injected: int, fired: int, survived: int, **facts: float | str) -> None:
+        """Note the counts. Fails unless every fault fired and every one was survived."""
+        for key, value in {"injected": injected, "fired": fired, "survived": survived, **facts}.items():
+            self._record(key, value)
+        assert fired == injected > 0, f"{fired} of {injected} faults fired"
+        assert survived == fired, f"{survived} of {fired} faults were survived"
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Count:
+    return Count(record_property, bool(request.config.getoption("--full")))

@@ -1,0 +1,135 @@
+"""Which test injects which fault. ``scripts/faults.py`` runs them all and writes what was injected, fired and survived.
+
+A row names tests as ``file`` or ``file::function`` below ``tests/``; a test that notes no counts of its own counts as
+one fault for each of its cases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    tests: tuple[str, ...] = ()
+    missing: str = ""
+    """Why there is no test yet, where there is none."""
+
+
+CHECKPOINT, DDP, CONDUCTOR = "test_checkpoint.py::test_", "test_ddp.py::test_", "test_conductor.py::test_"
+ENGINE, SCORES = "test_engine.py::test_", "test_evaluation.py::test_"
+KILLS, DISK, SIGNALS = "faults/test_kills.py::test_", "faults/test_disk.py::test_", "faults/test_signals.py::test_"
+IMAGES, ATTACKS, FUZZ = "faults/test_images.py", "faults/test_attacks.py", "faults/test_fuzz.py"
+SWEEPS, LOGGERS, RANKS = "faults/test_sweeps.py", "test_wandb.py", "faults/test_ranks.py"
+
+ROWS: dict[int, Row] = {
+    # Writing checkpoints
+    1: Row("SIGKILL at a random moment while saving", ()),
+    2: Row("the same with the run folder on another file system than TMPDIR", ()),
+    3: Row("killed between write and rename", ()),
+    4: Row("disk full in the middle of a write", (f"{CHECKPOINT}a_full_disk_is_one_line_and_leaves_nothing",)),
+    5: Row("TMPDIR full or read-only", ()),
+    6: Row("permission denied on save", ()),
+    7: Row("checkpoint cut, flipped or empty", (f"{CHECKPOINT}every_cut_and_every_flipped_bit_is_seen",)),
+    8: Row("another run's file under this run's name", ()),
+    9: Row("last.ckpt missing, dangling or a loop", ()),
+    10: Row("two runs in one folder", ("test_lock.py",)),
+    11: Row("final state where the interval does not divide the run", ()),
+    12: Row("killed while old files are deleted", ()),
+    13: Row(
+        "order of fsync and rename",
+        (f"{CHECKPOINT}bytes_are_on_disk_before_the_name_and_the_name_before_going_on",),
+    ),
+    # Resume
+    14: Row("SIGKILL in the middle of an epoch, each model", ()),
+    15: Row("killed at an epoch's end, first or last batch, in validation, scores or pictures", ()),
+    16: Row("two runs of one seed", ("test_contract.py::test_one_seed_is_one_run",)),
+    17: Row("killed three times in a row", ()),
+    18: Row("samples after a resume: none twice, none missing", ()),
+    19: Row("killed between the critic's steps and the generator's", ()),
+    20: Row(
+        "random numbers drawn by scores and pictures",
+        (f"{ENGINE}pictures_scores_and_logs_change_no_weight",),
+    ),
+    21: Row("average absent or made anew on load", ()),
+    22: Row("state outside of the networks", ("test_kept.py",)),
+    23: Row("killed while a network grows", missing="no growing network yet"),
+    24: Row("resumed with a changed config", ()),
+    25: Row(
+        "resumed with another number of ranks",
+        (f"{DDP}ranks_agree_on_weights_share_the_data_draw_their_own_noise_and_resume_bit_for_bit",),
+    ),
+    26: Row("a checkpoint of an older or newer format", (f"{CHECKPOINT}a_newer_format_says_so",)),
+    27: Row("learning rates after a resume", ()),
+    28: Row(
+        "steps are iterations, not optimiser steps",
+        (f"{ENGINE}run_folder_counts_iterations_with_two_optimisers",),
+    ),
+    # Processes
+    29: Row(
+        "SIGTERM or SIGUSR1 in training, validation, scores, data",
+        (
+            f"{CONDUCTOR}a_signal_where_scores_are_due_leaves_them_owed_and_resume_makes_up_for_them",
+            f"{CONDUCTOR}a_signal_ends_an_evaluation_at_once_and_its_iteration_is_saved_already",
+        ),
+    ),
+    30: Row("SIGTERM twice, SIGKILL right after SIGTERM", ()),
+    31: Row("SIGINT", ()),
+    32: Row("a rank killed", (f"{DDP}a_rank_that_dies_while_training_ends_the_job",)),
+    33: Row("a rank that raises", ()),
+    34: Row("a rank that hangs", (f"{DDP}a_first_rank_that_works_is_waited_for_and_one_that_hangs_is_not",)),
+    35: Row("counts that the ranks cannot share evenly", (f"{CONDUCTOR}check_refuses_what_train_refuses",)),
+    36: Row("a data worker killed", ()),
+    37: Row("port in use", ()),
+    # Numbers
+    38: Row("a loss, gradient or weight that is NaN", ("test_rollback.py",)),
+    39: Row(
+        "NaN in a statistic or an average",
+        ("test_rollback.py::test_what_is_lost_where_no_loss_shows_it_is_found_before_it_is_saved",),
+    ),
+    40: Row(
+        "rollbacks without end",
+        ("test_rollback.py::test_three_rollbacks_at_most_and_no_file_ever_holds_what_is_not_finite",),
+    ),
+    # Data
+    41: Row("files that are no images", (IMAGES,)),
+    42: Row("images of unusual modes", (IMAGES,)),
+    43: Row("images of too many pixels", (IMAGES,)),
+    44: Row("empty, missing or unreadable folders", (IMAGES,)),
+    45: Row("data smaller than a batch", (f"{CONDUCTOR}check_refuses_what_train_refuses",)),
+    46: Row("pairs that do not match, labels out of range", ()),
+    47: Row("data changed between start and resume", ()),
+    48: Row("names with spaces, line ends, other alphabets; loops of links", (IMAGES,)),
+    # Scores
+    49: Row("samples of another range or type", (f"{SCORES}samples_unlike_the_data_are_refused",)),
+    50: Row("too few samples", (f"{SCORES}few_samples_are_refused_with_both_numbers",)),
+    51: Row("Frechet distance against float64", ("test_distances.py",)),
+    52: Row("singular and broken covariances", ("test_distances.py::test_broken_features_are_refused",)),
+    53: Row(
+        "one rank or two, any batch size", ("test_extractors.py::test_batch_size_and_callers_settings_change_nothing",)
+    ),
+    54: Row("protocol in each result", (f"{SCORES}the_protocol_says_what_was_done",)),
+    55: Row("stored statistics cut or foreign", missing="no statistics are stored on disk yet"),
+    56: Row("a score that fails", (f"{CONDUCTOR}an_evaluation_that_breaks_costs_no_iteration",)),
+    # Security
+    57: Row("pickles that would run code", (ATTACKS,)),
+    58: Row("targets outside of the allowed packages", (ATTACKS,)),
+    59: Row("archives that escape or swell", (ATTACKS,)),
+    60: Row("downloads that are not what was published", (ATTACKS,)),
+    61: Row("run names that leave the output folder", (ATTACKS,)),
+    62: Row("secrets in the files of a run", (ATTACKS,)),
+    63: Row("YAML bombs and tags", (ATTACKS,)),
+    64: Row("resolvers that run code", (ATTACKS,)),
+    65: Row("dependencies with known bad releases", ("test_architecture.py::test_pins_keep_known_bad_releases_out",)),
+    # Sweeps and loggers
+    66: Row("jobs that die in five ways", (SWEEPS,)),
+    67: Row("a sweep killed and started again", (SWEEPS,)),
+    68: Row("misspelt keys, wrong types, wrong pairs", (FUZZ,)),
+    69: Row("W&B missing, without key, slow or dying", (LOGGERS,)),
+    70: Row(
+        "full log disk, closed output, no terminal",
+        ("test_progress.py", "test_loggers.py::test_rows_wait_for_a_disk_that_refuses_and_one_line_says_so"),
+    ),
+    71: Row("clock jumps, no home, strict umask", ()),
+}
