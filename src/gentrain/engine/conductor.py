@@ -81,7 +81,7 @@ class Conductor(lightning.Callback):
             spec=asdict(session.data.spec),
         )
         for logger in session.loggers:
-            logger.start(session.config, session.folder.path, name, resume_at=system.clock.iteration)
+            logger.start(session.config, session.folder.path, name, resume_at=system.clock.iteration, again=self.owed)
         self.validation.real_grid()
         session.progress.start(session.budget.iterations, system.clock.iteration, name)
 

@@ -19,9 +19,12 @@ MASK = "***"
 class Logger(Protocol):
     """One destination of a run. Only rank 0 holds loggers."""
 
-    def start(self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0) -> None:
+    def start(
+        self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0, again: bool = False
+    ) -> None:
         """``config``: the resolved config; ``folder``: the run folder; ``resume_at``: iteration of the checkpoint that
-        the run continues from, 0 for a new run."""
+        the run continues from, 0 for a new run; ``again``: the scores of that iteration are about to be made again.
+        """
         ...
 
     def scalars(self, values: Mapping[str, float], iteration: int, images: int) -> None:

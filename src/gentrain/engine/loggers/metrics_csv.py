@@ -31,13 +31,20 @@ class MetricsCsv:
         self._warned = False
         self._began = time.monotonic()
 
-    def start(self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0) -> None:
-        """Begin anew, or with ``resume_at`` drop the rows that are younger than the checkpoint and go on."""
+    def start(
+        self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0, again: bool = False
+    ) -> None:
+        """Begin anew, or with ``resume_at`` drop the rows that are younger than the checkpoint and go on.
+
+        ``again``: of the rows of that iteration only the first stays, its terms; its scores come again.
+        """
         self.path = folder / "metrics.csv"
         folder.mkdir(parents=True, exist_ok=True)
         old = self.path.read_bytes() if resume_at > 0 and self.path.exists() else b""
         self._columns, rows = parse(old)
         kept = [row for row in rows if int(row[0]) <= resume_at]
+        if again:
+            kept = [row for i, row in enumerate(kept) if int(row[0]) < resume_at or i == 0 or kept[i - 1][0] != row[0]]
         self._began = time.monotonic() - (float(kept[-1][2]) if kept else 0.0)
         self._waiting, self._warned = [], False
         self._replace(_lines([self._columns, *kept]))

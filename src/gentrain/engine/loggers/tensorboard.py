@@ -21,7 +21,9 @@ class TensorBoard:
         self._writer: Any = None
         self._guard = Guard("tensorboard")
 
-    def start(self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0) -> None:
+    def start(
+        self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0, again: bool = False
+    ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

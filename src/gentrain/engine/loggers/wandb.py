@@ -44,7 +44,9 @@ class Wandb:
         self._run: Any = None
         self._guard = Guard("wandb")
 
-    def start(self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0) -> None:
+    def start(
+        self, config: Mapping[str, Any], folder: Path, name: str, resume_at: int = 0, again: bool = False
+    ) -> None:
         self._guard = Guard("wandb")
         self._guard(lambda: self._start(mask_secrets(config), folder, name, resume_at))
 
