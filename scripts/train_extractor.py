@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from gentrain.data import sources
 from gentrain.data.dataset import DataSet
+from gentrain.errors import UserError
 from gentrain.evaluation.domain import SHIPPED, Card, DomainNet, load_extractor, write_extractor
 from gentrain.evaluation.extractors import Extractor
 from gentrain.evaluation.metrics import frechet_distance, kernel_distance
-from gentrain.types import UserError
 
 
 @dataclass(frozen=True)

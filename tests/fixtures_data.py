@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 Bytes = NDArray[np.uint8]
 

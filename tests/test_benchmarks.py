@@ -139,3 +139,22 @@ def test_startup_writes_every_command(bench: Any, tmp_path: Path) -> None:
 def test_a_command_that_fails_is_no_measurement(bench: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="ValueError: nothing"):
         bench("startup").once(("-c", "raise ValueError('nothing')"), str(tmp_path))
+
+
+def test_parity_trains_both_formats_on_the_same_seeds(bench: Any, tmp_path: Path) -> None:
+    parity = bench("parity")
+    words = ["vae", "--quick", "--threads", "1", "--seeds", "2", "--iterations", "2", "--out", str(tmp_path / "out")]
+    parity.CASES["vae"] = (("model=vae", "data=digits", "size=tiny"), 2)
+    assert parity.main(words) == 0
+    record = json.loads((tmp_path / "out" / "parity_vae.json").read_text(encoding="utf-8"))
+    runs = record["runs"]
+    assert [len(runs[form]) for form in ("32-true", "bf16-mixed")] == [2, 2]
+    assert runs["32-true"] != runs["bf16-mixed"]
+    assert runs["32-true"][0] != runs["32-true"][1]
+
+
+def test_the_gap_is_that_of_the_means_and_the_spread_that_of_seeds(bench: Any) -> None:
+    runs = {"32-true": [{"fd": 1.0}, {"fd": 3.0}], "bf16-mixed": [{"fd": 2.0}, {"fd": 6.0}]}
+    found = bench("parity").compare(runs)["fd"]
+    assert (found["32-true"], found["bf16-mixed"], found["gap"]) == (2.0, 4.0, 2.0)
+    assert found["spread"] == pytest.approx(5.0**0.5, abs=1e-4)  # variances 2 and 8

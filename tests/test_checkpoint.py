@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from gentrain.engine import checkpoint
 from gentrain.engine.checkpoint import DamagedError
 from gentrain.engine.player import Seat
 from gentrain.engine.system import System
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 STATE = {"weights": torch.arange(2000, dtype=torch.float32), "names": ["a", "b"], "number": 3, "nothing": None}
 
@@ -181,11 +182,11 @@ def test_a_newer_format_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     checkpoint.save(STATE, path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format 99, this gentrain reads 1"):
+    with pytest.raises(UserError, match="format 99, this gentrain reads 2"):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_that_very_iteration_and_the_run_goes_on_as_if_nothing_had_been(
     number: signal.Signals, code: int, run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,9 @@ def test_resume_passes_over_a_damaged_checkpoint_and_says_so(run: Run, workplace
     bad.write_bytes(bad.read_bytes()[:1000])
     card = (folder / "run.json").read_text(encoding="utf-8").replace('"finished"', '"failed"')
     (folder / "run.json").write_text(card, encoding="utf-8")
-    with pytest.warns(UserWarning, match=rf"{checkpoint.file_name(6)}.*resuming from {checkpoint.file_name(4)}"):
-        assert run("resume", "run=outputs/run").code == 0
+    ended = run("resume", "run=outputs/run")
+    assert ended.code == 0
+    assert re.search(rf"^gentrain: passed over \S+{checkpoint.file_name(6)}: .*: resuming from", ended.err)
+    assert ended.err.count("\n") == 1
+    assert checkpoint.file_name(4) in ended.err
     assert differences(end["system"], checkpoint.load(folder / "checkpoints" / "last.ckpt")["system"]) == []

@@ -203,9 +203,9 @@ def test_train_sample_evaluate_resume(run: Run, workplace: Path) -> None:
     for picture in ("real.png", "samples-latest.png", "reconstructions-latest.png"):
         assert (folder / "samples" / picture).is_file()
 
-    scored = [run("evaluate", "run=outputs/run", "--json").out for _ in range(2)]
+    scored = [run("evaluate", "run=outputs/run", "device=cpu", "--json").out for _ in range(2)]
     assert json.loads(scored[0])["scores"] == json.loads(scored[1])["scores"] == card["final"]
-    best = json.loads(run("evaluate", "run=outputs/run", "checkpoint=best", "--json").out)
+    best = json.loads(run("evaluate", "run=outputs/run", "checkpoint=best", "device=cpu", "--json").out)
     assert best["scores"] == card["best"]["scores"]
     assert best["iteration"] == card["best"]["iteration"]
 

@@ -21,7 +21,8 @@ from gentrain.data.files import FolderFiles
 from gentrain.data.order import Order
 from gentrain.data.stream import mirrored, stream
 from gentrain.data.toys import Spiral
-from gentrain.types import Images, Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images, Spec
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 
@@ -178,12 +179,6 @@ class TestSplits:
             DataSet("toy", Spec((3, 4, 4)), full, full, "")
         with pytest.raises(UserError, match="3 labels for 8 samples"):
             Split(full.x, torch.zeros(3))
-
-    def test_class_counts(self) -> None:
-        data = sources.digits()
-        assert data.class_counts().tolist() == torch.bincount(data.train.y, minlength=10).tolist()  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="no class labels"):
-            sources.ring(train_size=9, test_size=1).class_counts()
 
 
 def integral(density: Density, half: float, step: float, power: int) -> float:

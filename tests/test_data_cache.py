@@ -18,7 +18,7 @@ from gentrain.data.cache import Storage, rows
 from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
 from gentrain.data.decode import Recipe, decode
 from gentrain.data.files import FolderFiles
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 COUNT = 150  # more than two chunks
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gentrain.data.decode import PIXEL_LIMIT, Recipe, decode
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 SIDE = 6
 

@@ -17,14 +17,19 @@ from test_contract import differences
 from torch import nn
 
 from gentrain.engine import checkpoint
-from gentrain.engine.launch import PLACE_VARIABLES, _wait, clean_environment
+from gentrain.engine.launch import PLACE_VARIABLES, _wait, clean_environment, free_port
 
 SPY = """
 import json, os, signal, sys, torch
 from pathlib import Path
 from gentrain.engine.system import System
 original = System.iterate
+poisoned = []
 def spy(self, batch):
+    if os.environ.get("POISON") == f"{os.environ['RANK']}@{self.clock.iteration + 1}" and not poisoned:
+        poisoned.append(True)
+        with torch.no_grad():
+            next(self.nets["critic"].parameters()).fill_(float("nan"))
     original(self, batch)
     rank = os.environ["RANK"]
     if os.environ.get("DIES_AT") == f"{rank}@{self.clock.iteration}":
@@ -34,6 +39,18 @@ def spy(self, batch):
     with Path(os.environ["SPY"], f"rank{rank}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\\n")
 System.iterate = spy
+if "SLOW_SCORES" in os.environ:
+    import time
+    from gentrain.engine import ranks
+    from gentrain.engine.validation import Validation
+    quick = Validation.score
+    Validation.score = lambda self, system: time.sleep(float(os.environ["SLOW_SCORES"])) or quick(self, system)
+    ranks.PULSE_SECONDS, tell = 0.1, ranks.Patience._tell
+    def heard(self, done):
+        with Path(os.environ["SPY"], f"heard{os.environ['RANK']}").open("a") as file:
+            file.write(f"{done}\\n")
+        return tell(self, done)
+    ranks.Patience._tell = heard
 from gentrain.engine.worker import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -101,13 +118,15 @@ def test_ranks_agree_on_weights_share_the_data_draw_their_own_noise_and_resume_b
     (folder / "run.json").write_text(json.dumps({**card, "status": "stopped"}), encoding="utf-8")
     ended = run("resume", "run=outputs/run")
     assert ended.code == 2
-    assert "trainer.devices=2" in ended.err
+    assert "put devices: 2 into its config.yaml" in ended.err
+    kept = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert kept["status"] == "stopped", "a resume that is refused leaves the card as it was"
 
 
 AVERAGING = """
 import os, sys, torch, torch.distributed as dist
 from torch import nn
-from gentrain.engine.system import average_gradients, average_buffers
+from gentrain.engine.ranks import average_gradients, average_buffers
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
@@ -122,20 +141,23 @@ torch.save({"grads": [p.grad for p in net.parameters()], "mean": norm.running_me
 """
 
 
-def test_averaged_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    script = tmp_path / "averaging.py"
-    script.write_text(AVERAGING, encoding="utf-8")
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": "2"}
-    from gentrain.engine.launch import free_port
-
-    place["MASTER_PORT"] = str(free_port())
-    ranks = [
+def pair(text: str, tmp_path: Path, **more: Any) -> list[subprocess.Popen[bytes]]:
+    """Two processes that run ``text`` as ranks 0 and 1, with the folder as their argument."""
+    script = tmp_path / "script.py"
+    script.write_text(text, encoding="utf-8")
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)], env={**clean_environment(), **place, "RANK": str(rank)}
+            [sys.executable, str(script), str(tmp_path)],
+            env={**clean_environment(), **place, "RANK": str(rank)},
+            **more,
         )
         for rank in (0, 1)
     ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+
+
+def test_averaged_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    assert [rank.wait(120) for rank in pair(AVERAGING, tmp_path)] == [0, 0]
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     net(torch.randn(8, 3)).square().mean().backward()
@@ -151,13 +173,74 @@ def test_a_rank_that_dies_while_training_ends_the_job(run: Run, spied: Path, mon
     monkeypatch.setenv("DIES_AT", "1@2")
     ended = run(*SHARED, "name=run", "metrics=none", "train.iterations=6")
     assert ended.code not in (0, 2)
-    assert "rank 1 of 2 was killed by signal 9; its log is" in ended.err
+    assert "rank 1 of 2 was killed by signal 9" in ended.err
     ranks = records(spied)
     assert [len(rank) for rank in ranks] == [2, 1] or [len(rank) for rank in ranks] == [1, 1]
     for rank in ranks:
         assert not Path(f"/proc/{rank[0]['pid']}").exists()
     card = json.loads((spied / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))
     assert card["status"] != "finished"
+
+
+def test_the_others_wait_as_long_as_the_first_rank_scores(
+    run: Run, spied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hear from it all the while: an evaluation may outlast trainer.timeout."""
+    monkeypatch.setenv("SLOW_SCORES", "2")
+    assert run(*SHARED, "name=run", "train.iterations=2", "train.validate_every=2", "metrics.samples=40").code == 0
+    heard = (spied / "heard1").read_text(encoding="utf-8").splitlines()
+    assert len(heard) > 8
+
+
+PATIENCE = """
+import os, signal, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as dist
+from gentrain.engine import ranks
+ranks.PULSE_SECONDS = 0.1
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+rank = dist.get_rank()
+patience = ranks.Patience(1.5)
+with patience.while_first_works(rank == 0):
+    if rank == 0:
+        time.sleep(3)
+Path(sys.argv[1], f"waited{rank}").touch()
+with patience.while_first_works(rank == 0):
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Path(sys.argv[1], f"never{rank}").touch()
+"""
+
+
+def test_a_first_rank_that_works_is_waited_for_and_one_that_hangs_is_not(tmp_path: Path) -> None:
+    ranks = pair(PATIENCE, tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        assert ranks[1].wait(60) != 0, "it gave up"
+        assert (tmp_path / "waited1").exists(), "after twice its timeout"
+        assert not (tmp_path / "never1").exists()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def test_ranks_go_back_together_when_one_of_them_loses_its_numbers(
+    run: Run, spied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POISON", "1@5")
+    shared = (*SHARED, "metrics=none", "train.iterations=6", "train.checkpoint_every=2", "train.validate_every=0")
+    assert run(*shared, "name=run", "train.on_nonfinite=rollback").code == 0
+    ranks = records(spied)
+    assert [len(rank) for rank in ranks] == [6, 6], "the fifth did not end, and began again"
+    for one, other in zip(*ranks, strict=True):
+        assert one["digest"] == other["digest"]
+    state = checkpoint.load(spied / "outputs" / "run" / "checkpoints" / "last.ckpt")["system"]
+    assert (state["setbacks"], state["clock"]["iteration"]) == (1, 6)
+    ended = run(*shared, "name=other")
+    assert ended.code == 2
+    assert "iteration 5: the loss of the critic" in ended.err
+    assert "the last good checkpoint is iteration-000000004.ckpt" in ended.err
 
 
 WAITING = """
@@ -191,10 +274,11 @@ def test_when_a_rank_dies_the_others_are_told_to_stop_and_then_made_to(
         subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path), manner]),
         subprocess.Popen([sys.executable, "-c", DYING, str(tmp_path)]),
     ]
+    (tmp_path / "rank-1.log").write_text("begun\nenough of this\n", encoding="utf-8")
     assert _wait(ranks, tmp_path) == 137
     assert (tmp_path / "told").exists()
     assert [rank.returncode for rank in ranks] == [code, -signal.SIGKILL]
-    assert "rank 1 of 2 was killed by signal 9; its log is" in capfd.readouterr().err
+    assert "rank 1 of 2 was killed by signal 9; it said last: enough of this; its log is" in capfd.readouterr().err
 
 
 def test_no_place_leaks_into_another_job(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

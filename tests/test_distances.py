@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gentrain.data.dataset import DataSet
 from gentrain.data.sources import ring, swissroll
+from gentrain.errors import UserError
 from gentrain.evaluation.metrics import frechet_distance, inception_score, kernel_distance
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein, sliced_wasserstein
 from gentrain.evaluation.subject import Subject
-from gentrain.types import UserError
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from gentrain.engine import checkpoint
 from gentrain.engine.clock import Clock, Ledger
-from gentrain.engine.conductor import refuse_non_finite
 from gentrain.engine.ema import Average, Ema
+from gentrain.engine.finite import NonFiniteError, refuse_non_finite
 from gentrain.engine.loop import LENGTH, Blocks
 from gentrain.engine.player import Linear, Moves, Player, Warmup
-from gentrain.engine.system import NonFiniteError, System
+from gentrain.engine.system import System
 from gentrain.engine.turns import Alternating, Simultaneous, Turns
+from gentrain.errors import UserError
 from gentrain.models.wgan import CriticAhead, WeightClip
-from gentrain.types import Images, Spec, Terms, UserError, to_bytes, to_signed
+from gentrain.types import Images, Spec, Terms, to_bytes, to_signed
 
 
 class Point(nn.Module):
@@ -387,7 +388,6 @@ def test_ranges_round_trip_exactly() -> None:
     assert [len(p) for p in parts] == [2, 1, 1]
     assert torch.equal(torch.cat([p.x for p in parts]), batch.x)
     assert list(islice(batch.chunks(1), 2)) == [batch]
-    assert batch.unit.max() == 1.0
     assert parameters(Saddle(Alternating())).keys() == {"down.value", "up.value"}
     with pytest.raises(UserError, match="missing"):
         Saddle(Alternating())._moves_of(Player("nobody", (), lambda b: {}))

@@ -6,25 +6,31 @@ import contextlib
 import json
 import math
 import random
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from conftest import Run, tiny, words
 from torch import Tensor, nn
 
+from gentrain.config import conf_dir
 from gentrain.data.dataset import DataSet, in_memory
-from gentrain.data.sources import digits, ring
+from gentrain.data.sources import digits, ring, swissroll
+from gentrain.engine.session import Scoring
+from gentrain.errors import UserError
 from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
 from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.metrics import ClassesShown, Distances, Metric
-from gentrain.evaluation.modes import ModesCovered
+from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
 from gentrain.evaluation.protocol import evaluate, require
-from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import FeatureCache, Subject
-from gentrain.types import UserError
+from gentrain.folder import RunFolder
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -84,6 +90,12 @@ class Noise(nn.Module):
 
     def importance_bound(self, x: Tensor, samples: int) -> Tensor:
         return self.log_likelihood(x) - 1.0 / samples
+
+
+class Density(Noise):
+    """A likelihood without bounds."""
+
+    elbo = importance_bound = property()  # type: ignore[assignment]
 
 
 def of_images(data: DataSet, images: Tensor) -> Subject:
@@ -177,6 +189,10 @@ def test_evaluation_leaves_no_trace_and_repeats_itself(data: DataSet) -> None:
     assert reports[0].scores["fd_pixels"] != reports[2].scores["fd_pixels"]
     alone = evaluate({"d": metrics["d"]}, Subject(data, system, system.sample, n=70), "raw")
     assert alone.scores["fd_pixels"] == reports[0].scores["fd_pixels"]  # whatever is measured beside it
+    inner = nn.Sequential(nn.Dropout().eval(), nn.Dropout())
+    with at_evaluation(inner):
+        assert not any(part.training for part in inner.modules())
+    assert [part.training for part in inner.modules()] == [True, False, True]
     with contextlib.suppress(RuntimeError), isolated_rng(3):
         torch.rand(1)
         raise RuntimeError
@@ -192,7 +208,15 @@ def test_the_protocol_says_what_was_done(data: DataSet) -> None:
     assert protocol["splits"] == {"test": 100}
     assert protocol["extractors"] == {"pixels": "0" * 64}
     assert protocol["metrics"]["d"]["extractor"] == {"source": "Pixels", "dim": 64}
-    wanted = {"samples": 70, "size": 8, "channels": 1, "weights": "ema", "seed": 5, "data": "digits"}
+    wanted = {
+        "samples": 70,
+        "size": 8,
+        "channels": 1,
+        "weights": "ema",
+        "seed": 5,
+        "data": "digits",
+        "precision": "32-true",
+    }
     assert wanted.items() <= protocol.items()
     assert set(protocol["versions"]) == {"torch", "torchmetrics", "gentrain"}
     likelihood = evaluate({"l": LikelihoodBound()}, Subject(data, system, system.sample, n=70), "raw").protocol
@@ -211,12 +235,80 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
     require({"d": Distances(Domain())}, Painter(), data, n=64, monitor="fd_domain")
     with pytest.raises(UserError, match=r"metrics=modes\|none"):
         require({"l": LikelihoodBound()}, Painter(), ring(train_size=9, test_size=9))
-    with pytest.raises(UserError, match="did you mean 'fd_domain'"):
+    with pytest.raises(UserError, match=r"would never appear.*there will be: fd_domain, kid_domain, is_domain"):
         require({"d": Distances(Domain())}, Painter(), data, monitor="fd_doman")
     with pytest.raises(UserError, match="vectors, not images"):
         require({"d": Distances(Domain())}, Painter(), ring(train_size=9, test_size=9))
+    with pytest.raises(UserError, match="gives fd_domain, is_domain, kid_domain already"):
+        require({"d": Distances(Domain()), "e": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match="unknown"):
         require({"m": ModesCovered()}, Painter(), data)
+
+
+class Binary(Noise):
+    bits_per_dim_defined = False
+
+
+class Classless(Pixels):
+    keys: ClassVar[Keys] = Keys("fd_pixels", "kid_pixels", None)
+
+
+SHIPPED: list[Metric] = [
+    Distances(Pixels(), splits=1),
+    Distances(Classless()),
+    Distances(Domain(), splits=1),
+    ClassesShown(Pixels()),
+    LikelihoodBound(),
+    LikelihoodBound(importance_samples=0),
+    ModesCovered(),
+    SlicedWasserstein(),
+]
+
+
+@pytest.mark.parametrize("metric", SHIPPED, ids=str)
+def test_what_a_metric_promises_is_what_it_measures(metric: Metric, data: DataSet) -> None:
+    points = [ring(train_size=90, test_size=90), swissroll(train_size=90, test_size=90)]
+    tried = 0
+    for some in (data, *points):
+        for system in (Noise(), Binary(), Density()):
+            try:
+                require({"m": metric}, system, some, n=70)
+            except UserError:  # refused before anything is promised
+                continue
+            subject = Subject(some, system, lambda n, some=some: some.test.all(n).x, n=70)  # type: ignore[misc]
+            assert tuple(sorted(metric.measure(subject))) == tuple(sorted(metric.scores(system, some)))
+            tried += 1
+    assert tried > 1
+
+
+def test_every_shipped_metric_keeps_its_promise_in_a_test() -> None:
+    text = "".join(file.read_text(encoding="utf-8") for file in (conf_dir() / "metrics").glob("*.yaml"))
+    shipped = {target.rsplit(".", 1)[1] for target in re.findall(r"_target_: (gentrain[\w.]+)", text)}
+    assert shipped - {"Domain", "Inception"} == {type(metric).__name__ for metric in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    ("metric", "monitor", "some"),
+    [
+        (LikelihoodBound(), "bits_per_dim", digits()),
+        (LikelihoodBound(importance_samples=0), "iw_bound_nats", digits()),
+        (ModesCovered(), "modes_covered", swissroll(train_size=9, test_size=9)),
+    ],
+)
+def test_a_monitor_that_would_never_appear_is_refused(metric: Metric, monitor: str, some: DataSet) -> None:
+    with pytest.raises(UserError, match=rf"metrics\.monitor={monitor} would never appear") as refusal:
+        require({"m": metric}, Binary(), some, n=70, monitor=monitor)
+    assert ", ".join(metric.scores(Binary(), some)) in str(refusal.value)
+
+
+def test_no_samples_are_needed_where_no_metric_draws_any(data: DataSet) -> None:
+    scores = evaluate({"l": LikelihoodBound()}, Subject(data, Noise(), torch.zeros, n=0), "raw").scores
+    assert scores.keys() == {"nll_nats", "bits_per_dim", "elbo_nats", "iw_bound_nats"}
+    require({"l": LikelihoodBound()}, Noise(), data, n=0)
+    with pytest.raises(UserError, match=r"metrics\.samples=0.*at least one"):
+        Subject(data, Noise(), torch.zeros, n=0).samples()
+    with pytest.raises(UserError, match=r"metrics\.samples=0: metrics\.scores\.c \(ClassesShown\).*at least 1"):
+        require({"c": ClassesShown(Pixels())}, Noise(), data, n=0)
 
 
 # Likelihood
@@ -240,9 +332,6 @@ def test_each_test_sample_counts_once(data: DataSet, batch: int) -> None:
 
 
 def test_binary_pixels_have_no_bits_per_dim(data: DataSet) -> None:
-    class Binary(Noise):
-        bits_per_dim_defined = False
-
     assert "bits_per_dim" not in LikelihoodBound().measure(Subject(data, Binary(), torch.zeros, n=1))
 
 
@@ -260,3 +349,27 @@ def test_likelihood_of_vectors_has_no_bits_and_a_broken_one_is_refused(data: Dat
     }
     with pytest.raises(UserError, match="sample 0 of split=test"):
         LikelihoodBound().measure(Subject(data, Broken(), torch.zeros, n=1))
+
+
+# What is scored in a run is chosen in the config tree
+
+
+@pytest.mark.parametrize(
+    ("chosen", "scored"),
+    [
+        (["model=vae", "data=fashion_mnist"], ["classes", "distances", "likelihood"]),
+        (["data=fashion_mnist", "model=vae"], ["classes", "distances", "likelihood"]),
+        (["model=vae", "metrics=likelihood"], ["likelihood"]),
+        (["model=vae", "metrics=none"], []),
+        (["model=dcgan"], ["classes", "distances"]),
+        (["data=ring", "+wants.scores.own._target_=my.Metric"], ["modes", "own", "swd"]),
+    ],
+)  # fmt: skip
+def test_the_models_scores_join_the_chosen_metrics_and_none_means_none(chosen: list[str], scored: list[str]) -> None:
+    metrics = tiny(*chosen)["metrics"]
+    assert sorted(Scoring(**metrics).scores) == scored
+
+
+def test_a_vae_trains_without_scores(run: Run, workplace: Path) -> None:
+    assert run(*words("model=vae", "metrics=none", "name=run")).code == 0
+    assert RunFolder.open(workplace / "outputs" / "run").card()["final"] is None

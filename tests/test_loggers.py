@@ -16,7 +16,7 @@ import yaml
 
 from gentrain.engine import loggers
 from gentrain.engine.loggers import FINISHED, MetricsCsv, TensorBoard, mask_secrets
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CANARY = "k3y-that-nobody-may-read"

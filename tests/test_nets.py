@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.models.gan import GoodfellowMLP, Maxout
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.dcgan import DCGAN
 from gentrain.nets.layers import ACTIVATIONS, IMAGE_NORMS, INITS, VECTOR_NORMS, Crop, Pad
 from gentrain.nets.mlp import MLP
 from gentrain.objectives.penalties import clip_weights, gradient_norms, gradient_penalty, refuse_batch_norm
-from gentrain.types import Spec, UserError
+from gentrain.types import Spec
 
 GOODFELLOW = GoodfellowMLP(
     generator_hidden=(16, 16),

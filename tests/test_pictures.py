@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from gentrain.engine.loggers import MetricsCsv
+from gentrain.errors import UserError
 from gentrain.report.canvas import CAPTION, PAPER, write_atomically
 from gentrain.report.curves import Metrics, _bent, _panels, curves, read_metrics
 from gentrain.report.pictures import AXES, film, grid, reconstructions, scatter, side_by_side
-from gentrain.types import UserError
 
 
 def images(n: int, channels: int = 3, size: int = 5, seed: int = 0) -> torch.Tensor:

@@ -77,6 +77,33 @@ def bind(target: Any, node: Any, where: str, given: frozenset[str] = frozenset()
                 raise UserError(f"{where}: the key {name} is missing, {_name(target)} needs it")
 
 
+def with_absolute_paths(node: Any) -> Any:
+    """The config with each relative path, by the annotations of its target, made absolute from the current folder."""
+    if isinstance(node, list):
+        return [with_absolute_paths(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    paths = _path_keys(node) if TARGET in node else set()
+    return {
+        key: str(Path(value).expanduser().absolute())
+        if key in paths and value is not None
+        else with_absolute_paths(value)
+        for key, value in node.items()
+    }
+
+
+def _path_keys(node: Mapping[str, Any]) -> set[str]:
+    target = locate(node[TARGET])
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    return {key for key, hint in hints.items() if "path" in _marks(hint)}
+
+
+def _marks(hint: Any) -> list[Any]:
+    """What an annotation is marked with by ``Annotated``, also inside of a union."""
+    marks = list(getattr(hint, "__metadata__", ()))
+    return marks + [mark for inner in typing.get_args(hint) for mark in _marks(inner)]
+
+
 def type_hints(target: Any) -> dict[str, Any]:
     """Annotations of a class's constructor or of a function; empty where they cannot be evaluated."""
     function = target.__init__ if inspect.isclass(target) else target

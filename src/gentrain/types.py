@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gentrain.errors import UserError as UserError
+PathText = Annotated[str, "path"]
+"""A path in a config. A run's frozen config holds it absolute, so that it means the same from any folder."""
 
 Terms = dict[str, Tensor]
 """Named scalars of one objective. The player that owns them minimises their sum."""
@@ -84,11 +85,6 @@ class Images:
     def signed(self) -> Tensor:
         """float32 in [-1, 1]; vectors as they are."""
         return to_signed(self.x)
-
-    @property
-    def unit(self) -> Tensor:
-        """float32 in [0, 1]; vectors as they are."""
-        return self.x.float().div_(255.0) if self.x.dtype == torch.uint8 else self.x
 
     def to(self, device: torch.device | str, *, channels_last: bool = False) -> Images:
         x = self.x.to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from gentrain.commands.words import options, whole_number, yes
 from gentrain.errors import OK, UserError
 from gentrain.folder import RunFolder
 
-KEYS = {"run": None, "checkpoint": "last", "weights": "ema", "samples": "", "trust": "false"}
+KEYS = {"run": None, "checkpoint": "last", "weights": "ema", "samples": "", "device": "auto", "trust": "false"}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     given = options([a for a in arguments if a != "--json"], KEYS, "evaluate")
     folder = RunFolder.open(Path(given["run"]))
     trusted = yes(given["trust"], "trust")
-    result = score(folder, given["checkpoint"], given["weights"], given["samples"], trusted=trusted)
+    result = score(folder, given["checkpoint"], given["weights"], given["samples"], given["device"], trusted=trusted)
     if as_json:
         print(json.dumps(result, indent=2))
         return OK
@@ -30,7 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     return OK
 
 
-def score(folder: RunFolder, which: str, weights: str, samples: str, *, trusted: bool) -> dict[str, Any]:
+def score(
+    folder: RunFolder, which: str, weights: str, samples: str, device: str = "auto", *, trusted: bool
+) -> dict[str, Any]:
     """Scores, protocol and seconds of one checkpoint."""
     if weights not in ("ema", "raw"):
         raise UserError(f"weights={weights}: ema or raw")
@@ -41,7 +43,7 @@ def score(folder: RunFolder, which: str, weights: str, samples: str, *, trusted:
     from gentrain.evaluation.protocol import require
 
     config = folder.config()
-    system = load_system(folder, which, trusted=trusted)
+    system = load_system(folder, which, device=device, trusted=trusted)
     data = build(config["data"], trusted=trusted, where="data")
     stored = folder.card().get("data", {}).get("fingerprint")
     if stored != data.fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from gentrain.commands.words import options, whole_number, yes
 from gentrain.errors import OK, UserError
 from gentrain.folder import RunFolder
 
+NUMBERED = re.compile(r"[0-9]{6}\.png")
 KEYS = {
     "run": None,
     "n": "64",
@@ -17,6 +19,7 @@ KEYS = {
     "seed": "0",
     "out": "",
     "files": "true",
+    "device": "auto",
     "trust": "false",
 }
 
@@ -34,17 +37,21 @@ def run(arguments: Sequence[str]) -> int:
     from gentrain.report import pictures
     from gentrain.types import to_bytes
 
-    system = load_system(folder, given["checkpoint"], trusted=yes(given["trust"], "trust"))
+    trusted = yes(given["trust"], "trust")
+    system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
     drawn = draw(system, n, seed=seed, weights=given["weights"])
     out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     if not system.spec.is_image:
-        data = build(folder.config()["data"], trusted=yes(given["trust"], "trust"), where="data")
+        data = build(folder.config()["data"], trusted=trusted, where="data")
         pictures.scatter(data.test.all(n).x, drawn, out / "scatter.png", density=true_density(data))
         print(f"{n} points: {out / 'scatter.png'}")
         return OK
+    for old in out.iterdir():
+        if NUMBERED.fullmatch(old.name):  # of an earlier draw, which may have been a longer one
+            old.unlink()
     images = to_bytes(drawn)
     pictures.grid(images, out / "grid.png")
     if yes(given["files"], "files"):

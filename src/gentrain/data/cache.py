@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
 from gentrain.data.decode import Recipe, decode
 from gentrain.data.files import Files, flushed, locked, reason, shown
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 PARALLEL_FROM = 1000
 """Fewer files are decoded in this process: starting others would take longer."""
@@ -43,6 +43,10 @@ class Storage:
     in_memory_bytes: int = 1 << 30
     cache: bool = True
     cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.in_memory_bytes < 0:
+            raise UserError(f"data.in_memory_bytes={self.in_memory_bytes}: 0 (map every split) or more")
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,8 @@ from gentrain.data.cache import Storage, rows
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import Recipe, check_size
 from gentrain.data.files import Files, FolderFiles, ZipFiles, open_zip, read_bytes, shown
-from gentrain.types import Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText, Spec
 
 _ATTRIBUTES, _PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
 _IMAGES = "img_align_celeba"
@@ -25,14 +26,14 @@ _TRAIN, _TEST = 0, 2  # the official partition; 1 is validation
 
 
 def celeba(
-    root: str,
+    root: PathText,
     size: int = 64,
     channels: int = 3,
     crop: int | None = 140,
     resample: str = "bicubic",
     in_memory_bytes: int = 1 << 30,
     cache: bool = True,
-    cache_dir: str | None = None,
+    cache_dir: PathText | None = None,
 ) -> DataSet:
     """Official partition; y is uint8 [N 40], 1 where the list has 1 and 0 where it has -1.
 

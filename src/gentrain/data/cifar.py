@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from gentrain.data.arrays import Pair, image_set
 from gentrain.data.dataset import DataSet
 from gentrain.data.files import checksum, download, page_hint, read_bytes, reason, shown
-from gentrain.types import UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText
 
 BINARY = ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
 PYTHON = ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
@@ -43,7 +44,9 @@ Reader = Callable[[str], bytes]
 """Content of a member by its name without a folder."""
 
 
-def cifar10(root: str, size: int = 32, channels: int = 3, resample: str = "bicubic", download: bool = True) -> DataSet:
+def cifar10(
+    root: PathText, size: int = 32, channels: int = 3, resample: str = "bicubic", download: bool = True
+) -> DataSet:
     """Looked for in ``root``/cifar10, /CIFAR10 and ``root`` itself, else the binary archive is downloaded."""
     train, test = _load(Path(root).expanduser(), download)
     return image_set("cifar10", _CLASSES, train, test, size=size, channels=channels, resample=resample)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gentrain.data.decode import Recipe, decode
 from gentrain.data.files import Files
-from gentrain.types import Images, Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images, Spec
 
 
 class Rows(Protocol):
@@ -97,14 +98,18 @@ class Split:
         return Images(self.x.take(index), y, index)
 
     def all(self, limit: int | None = None) -> Images:
-        """Every sample in order, or ``limit`` of them spread evenly over the split.
+        """Every sample in order, or ``limit`` of them spread evenly over the split."""
+        return self.take(spread(len(self), limit))
 
-        Spread, because files that are sorted by class would otherwise give the first classes only.
-        """
-        n = len(self)
-        if limit is None or limit >= n:
-            return self.take(torch.arange(n))
-        return self.take(torch.arange(limit) * n // limit)
+
+def spread(size: int, limit: int | None = None) -> Tensor:
+    """int64: all places of a split of ``size``, or ``limit`` of them evenly over it.
+
+    Evenly, because a split that is sorted by class would otherwise give its first classes only.
+    """
+    if limit is None or limit >= size:
+        return torch.arange(size)
+    return torch.arange(limit) * size // limit
 
 
 class Density(Protocol):
@@ -153,12 +158,6 @@ class DataSet:
             if first.dtype != wanted or tuple(first.shape[1:]) != self.spec.shape:
                 found = f"{tuple(first.shape[1:])} of {first.dtype}"
                 raise UserError(f"data {self.name}: {role} samples are {found}, not {self.spec.shape} of {wanted}")
-
-    def class_counts(self) -> Tensor:
-        """int64 [K]: training samples of each class. Raises UserError where there are no classes."""
-        if self.spec.classes == 0 or self.train.y is None:
-            raise UserError(f"data {self.name} has no class labels; choose data that have, or an unconditional model")
-        return torch.bincount(self.train.y, minlength=self.spec.classes)
 
 
 def content_hash(parts: Iterable[Tensor | str | None]) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from gentrain.data.files import reason
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 RULES = 1
 """Version of the rules above, part of every cache key: raise it with any change of pixels."""

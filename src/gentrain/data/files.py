@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 CONTENT_LIMIT = 64 << 20
 """Bytes up to which a folder's fingerprint reads the files; above it, names, sizes and times must do."""

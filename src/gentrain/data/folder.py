@@ -12,11 +12,12 @@ from gentrain.data.cache import Storage, rows
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import SUFFIXES, Recipe, check_size
 from gentrain.data.files import FolderFiles, reason, shown
-from gentrain.types import Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText, Spec
 
 
 def folder(
-    root: str,
+    root: PathText,
     size: int = 64,
     channels: int = 3,
     resize: str = "crop",
@@ -24,7 +25,7 @@ def folder(
     test_fraction: float = 0.1,
     in_memory_bytes: int = 1 << 30,
     cache: bool = True,
-    cache_dir: str | None = None,
+    cache_dir: PathText | None = None,
 ) -> DataSet:
     """Every image below ``root``. Sub-folders, where there are any, are the classes.
 

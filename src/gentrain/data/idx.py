@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from gentrain.data.arrays import Pair, image_set
 from gentrain.data.dataset import DataSet
 from gentrain.data.files import download, page_hint, read_bytes, reason, shown
-from gentrain.types import UserError
+from gentrain.errors import UserError
+from gentrain.types import PathText
 
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _SIDE = 28
@@ -72,14 +73,16 @@ _CLOTHES = (
 )  # fmt: skip
 
 
-def mnist(root: str, size: int = 28, channels: int = 1, resample: str = "bicubic", download: bool = True) -> DataSet:
+def mnist(
+    root: PathText, size: int = 28, channels: int = 1, resample: str = "bicubic", download: bool = True
+) -> DataSet:
     """Looked for in ``root``/MNIST/raw, /mnist, /MNIST and ``root`` itself, else downloaded to ``root``/mnist."""
     train, test = _load(MNIST, root, download)
     return image_set("mnist", _DIGITS, train, test, size=size, channels=channels, resample=resample)
 
 
 def fashion_mnist(
-    root: str, size: int = 28, channels: int = 1, resample: str = "bicubic", download: bool = True
+    root: PathText, size: int = 28, channels: int = 1, resample: str = "bicubic", download: bool = True
 ) -> DataSet:
     """Looked for as MNIST is (FashionMNIST/raw, fashion_mnist), then where Debian's package puts it."""
     train, test = _load(FASHION_MNIST, root, download)

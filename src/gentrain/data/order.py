@@ -10,7 +10,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 
 def hashed(*parts: int | str) -> int:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from gentrain.data.dataset import Rows, Split, TensorRows
 from gentrain.data.order import Order, hashed
-from gentrain.types import Images, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images
 
 _MULTIPLIER = 0xD6E8FEB86659FD93 - (1 << 64)  # odd 64-bit constant of the "rrmxmx" mixer, as int64
 _LOW = 0xFFFFFFFF

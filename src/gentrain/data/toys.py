@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gentrain.data.dataset import DataSet, Density, in_memory
-from gentrain.types import Spec, UserError
+from gentrain.errors import UserError
+from gentrain.types import Spec
 
 _ROWS = 256  # points whose distances to all components are held at once; few enough to stay in the cache
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MARK = b"gentrain-sha256:"
 COMMENT_SIZE = len(MARK) + 64
 END_RECORD_SIZE = 22
@@ -45,7 +45,7 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, _signed(buffer.getvalue()))
 
 
-def load(path: Path, *, map_location: torch.device | str = "cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read and verify. DamagedError if the checksum does not fit; nothing but tensors and plain values is unpickled."""
     try:
         data = path.read_bytes()
@@ -53,7 +53,7 @@ def load(path: Path, *, map_location: torch.device | str = "cpu") -> dict[str, A
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     verify(data, path)
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         raise DamagedError(
             f"{path}: refused, it holds more than tensors and plain values ({type(error).__name__})"
@@ -110,8 +110,18 @@ def sweep(folder: Path) -> None:
     """Remove half-written files whose writer is gone."""
     for part in folder.glob(".*.part"):
         pid = re.search(r"\.(\d+)\.[^.]*\.part$", part.name)
-        if pid is None or not Path(f"/proc/{pid[1]}").exists():
+        if pid is None or not _alive(int(pid[1])):
             part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def link(source: Path, name: str) -> None:

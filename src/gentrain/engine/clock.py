@@ -6,6 +6,9 @@ places. Every interval, file name and x-axis of a run uses this clock instead.
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -53,3 +56,31 @@ class Ledger:
         result = {key: float(torch.stack(values).float().mean()) for key, values in self.entries.items() if values}
         self.entries.clear()
         return result
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything noted since the last report, as one float32 tensor [N] a key."""
+        return {key: torch.stack(values).float().cpu() for key, values in self.entries.items() if values}
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Put back what ``state`` gave."""
+        self.entries = {key: list(values.to(device).unbind()) for key, values in state.items()}
+
+
+class Stopwatch:
+    """Seconds of training alone: what happens in ``paused`` does not count."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._away = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start - self._away
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._away += time.monotonic() - since

@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-import io
 import math
-import time
 from dataclasses import asdict
 from typing import Any
 
 import lightning
 import torch
-import torch.distributed as dist
 
 from gentrain.engine import checkpoint, precision
-from gentrain.engine.loop import Signals
+from gentrain.engine.clock import Stopwatch
+from gentrain.engine.finite import diverged, refuse_non_finite
+from gentrain.engine.loop import Interrupted, Signals
+from gentrain.engine.ranks import Patience, any_rank, gather
 from gentrain.engine.session import Session
 from gentrain.engine.state import rng_state, seed_all, set_rng_state
-from gentrain.engine.system import NonFiniteError, System, world_size
+from gentrain.engine.system import System
 from gentrain.engine.validation import Validation
 from gentrain.evaluation.protocol import Report
 
 
 class Conductor(lightning.Callback):
-    """Reads the system's clock; every interval is in iterations."""
+    """Reads the system's clock; every interval is in iterations.
+
+    A validation saves first and looks afterwards, so that nothing that goes wrong in an evaluation costs an iteration;
+    a checkpoint remembers whether its scores are still owed, and a resumed run begins by making up for them.
+    """
 
     def __init__(self, session: Session, signals: Signals) -> None:
         self.session = session
         self.signals = signals
         self.validation = Validation(session)
+        self.patience: Patience | None = None
         self.best: dict[str, Any] | None = None
-        self.last_report: Report | None = None
-        self._scored_at = -1
-        self._logged: tuple[float, int] = (time.monotonic(), 0)
-        self._training_seconds = 0.0
+        self.report: dict[str, Any] | None = None
+        """The last scores: iteration, scores, protocol."""
+        self.owed = False
+        """Whether the scores of the last checkpoint's iteration are still to be made."""
+        self._watch = Stopwatch()
+        self._logged: tuple[float, int] = (0.0, 0)
         self._images_at_start = 0
 
     # ---------------------------------------------------------------- start
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         system = _system(pl_module)
-        session, budget = self.session, self.session.budget
-        choice = precision.resolve(session.config["precision"], system.device)
+        session, budget, resumed = self.session, self.session.budget, self.session.resumed
+        # What "auto" meant when the run began stays true for all of it, wherever it goes on.
+        choice = precision.resolve(
+            session.config["precision"] if resumed is None else resumed["precision"], system.device
+        )
         system.prepare(total=budget.iterations, precision=choice, accumulate=budget.accumulate)
-        if session.resumed is not None:
-            system.restore(session.resumed["system"])
-            self.best = session.resumed["best"]
+        if resumed is not None:
+            system.restore(resumed["system"])
+            system.restore_pending(resumed["pending"])
+            if session.health is not None and resumed["health"] is not None:
+                session.health.restore(resumed["health"])
+            self.best, self.report, self.owed = resumed["best"], resumed["report"], resumed["owed"]
+        self.patience = Patience(session.config["trainer"]["timeout"])
         self._images_at_start = system.clock.images
         if session.is_first:
             self._announce(system, choice)
@@ -73,13 +87,16 @@ class Conductor(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.signals.hold()  # the Trainer has put its own handlers over ours by now
-        session = self.session
+        session, system = self.session, _system(pl_module)
         # After the weights are made (equal on all ranks): from here on each rank draws its own noise.
-        if session.resumed is not None:
-            set_rng_state(session.resumed["rng"][session.rank])
-        else:
+        if session.resumed is None:
             seed_all(session.seed, session.rank)
-        self._logged = (time.monotonic(), _system(pl_module).clock.images)
+        else:
+            set_rng_state(session.resumed["rng"][session.rank])
+            if self.owed:
+                self._look(system)
+        self._watch = Stopwatch()
+        self._logged = (0.0, system.clock.images)
 
     # ---------------------------------------------------------------- between blocks
 
@@ -94,171 +111,164 @@ class Conductor(lightning.Callback):
         system, budget = _system(pl_module), self.session.budget
         clock = system.clock
         stopping = any_rank(self.signals.received is not None, system.device)
-        validating = not stopping and clock.due(budget.validation_interval)
-        if clock.due(budget.log_every) or validating or stopping:
-            self._log(system, look=validating)
-        if validating:
-            self._validate(system)
-        improved = self.best is not None and self.best["iteration"] == clock.iteration
-        if clock.due(budget.checkpoint_interval) or clock.finished or stopping or any_rank(improved, system.device):
-            self._save(system)
+        validating = clock.due(budget.validation_interval)
+        if clock.due(budget.log_every) or validating:
+            self._log(system)
+        if validating or clock.due(budget.checkpoint_interval) or clock.finished or stopping:
+            with self._watch.paused():
+                self._save(system, owed=validating)
+                if validating and not stopping:
+                    stopping = self._look(system)
         if stopping:
             trainer.should_stop = True
 
-    def _log(self, system: System, *, look: bool) -> None:
+    def _log(self, system: System) -> None:
         session, clock = self.session, system.clock
         values = system.report()
-        now = time.monotonic()
-        seconds, images = now - self._logged[0], clock.images - self._logged[1]
-        self._training_seconds += seconds
-        speed = images / seconds if seconds > 0 else 0.0
-        bad = next((key for key, value in values.items() if not math.isfinite(value)), None)
-        if bad is not None:
-            player = bad.split("/")[1]
-            raise NonFiniteError(
-                f"iteration {clock.iteration}: {bad} is not finite; a smaller model.players.{player}.optimizer.lr or"
-                f" ++model.players.{player}.clip=1 usually helps"
-            )
-        if session.is_first:
-            values["speed/images_per_second"] = speed
-            if look:
-                self._pictures(system)
-            values |= self._signs(system, values, look=look)
-            for logger in session.loggers:
-                logger.scalars(values, clock.iteration, clock.images)
-            session.progress.update(clock.iteration, speed, _short_terms(values))
-        self._logged = (time.monotonic(), clock.images)
-
-    def _signs(self, system: System, values: dict[str, float], *, look: bool) -> dict[str, float]:
-        health = self.session.health
-        if health is None:
-            return {}
-        terms: dict[str, dict[str, float]] = {}
-        norms = {}
-        for key, value in values.items():
-            kind, _, rest = key.partition("/")
-            if kind == "loss":
-                player, _, term = rest.partition("/")
-                terms.setdefault(player, {})[term] = value
-            elif kind == "grad_norm":
-                norms[rest] = value
-        samples = self.validation.samples_now if look else None
-        reference = self.session.data.train.all(64).signed if samples is not None else None
-        kl = self.validation.latent_kl(system) if look else None
-        found = health.observe(system.clock.iteration, terms, norms, samples=samples, reference=reference, latent_kl=kl)
-        for warning in found:
-            self.session.progress.line(str(warning))
-        return dict(health.values)
-
-    def _pictures(self, system: System) -> None:
-        clock = system.clock
-        for key, path in self.validation.draw_pictures(system):
-            for logger in self.session.loggers:
-                logger.picture(key, path, clock.iteration, clock.images)
-
-    def _validate(self, system: System) -> None:
-        if self.session.is_first:
-            report = self.validation.score(system)
-            if report is not None:
-                self._keep_scores(system, report)
-        self._scored_at = system.clock.iteration
-        if world_size() > 1:
-            dist.barrier()
-        self._logged = (time.monotonic(), system.clock.images)  # the time of an evaluation is not training time
-
-    def _keep_scores(self, system: System, report: Report) -> None:
-        session, clock = self.session, system.clock
-        self.last_report = report
-        values = {f"metric/{name}": value for name, value in report.scores.items()}
+        bad = next((key for key, value in values.items() if not math.isfinite(value)), "")
+        if any_rank(bool(bad), system.device):
+            kind, _, rest = bad.partition("/")
+            player = rest.split("/")[0] if kind in ("loss", "grad_norm") else None
+            raise diverged(clock.iteration, bad or "what another rank computes", player)
+        if not session.is_first:
+            return
+        seconds = self._watch.seconds
+        passed, images = seconds - self._logged[0], clock.images - self._logged[1]
+        self._logged = (seconds, clock.images)
+        speed = images / passed if passed > 0 else 0.0
+        values["speed/images_per_second"] = speed
+        self._observe(clock.iteration, *_by_player(values))
+        values |= session.health.values if session.health is not None else {}
         for logger in session.loggers:
             logger.scalars(values, clock.iteration, clock.images)
+        session.progress.update(clock.iteration, speed, _short_terms(values))
+
+    def _observe(self, *facts: Any, **more: Any) -> None:
+        if self.session.health is not None:
+            for warning in self.session.health.observe(*facts, **more):
+                self.session.progress.line(str(warning))
+
+    # ---------------------------------------------------------------- looking
+
+    def _look(self, system: System) -> bool:
+        """Pictures and scores of this iteration, whose checkpoint is there already. Returns whether to stop."""
+        session = self.session
+        assert self.patience is not None
+        with self.patience.while_first_works(session.is_first):
+            done = self._first_looks(system) if session.is_first else True
+        if any_rank(not done, system.device):
+            return True
+        self._save(system, owed=False)
+        return False
+
+    def _first_looks(self, system: System) -> bool:
+        """False if a signal ended it: the scores are then owed."""
+        try:
+            with self.signals.at_once():  # nothing in here changes the training
+                pictures = self.validation.draw_pictures(system)
+                latent_kl = self.validation.latent_kl(system)
+                report = self.validation.score(system)
+        except Interrupted:
+            return False
+        session, clock = self.session, system.clock
+        samples = self.validation.samples_now
+        reference = None if samples is None else session.data.train.all(64).signed
+        self._observe(clock.iteration, {}, {}, samples=samples, reference=reference, latent_kl=latent_kl)
+        signs = dict(session.health.values) if session.health is not None else {}
+        for logger in session.loggers:
+            if signs:
+                logger.scalars(signs, clock.iteration, clock.images)
+            for key, path in pictures:
+                logger.picture(key, path, clock.iteration, clock.images)
+        if report is not None:
+            self._keep_scores(report, clock.iteration, clock.images)
+        return True
+
+    def _keep_scores(self, report: Report, iteration: int, images: int) -> None:
+        session = self.session
+        self.report = {"iteration": iteration, "scores": report.scores, "protocol": report.protocol}
+        values = {f"metric/{name}": value for name, value in report.scores.items()}
+        for logger in session.loggers:
+            logger.scalars(values, iteration, images)
         monitor = session.scoring.monitor
         if monitor is None or monitor not in report.scores:
             return
         value = report.scores[monitor]
         session.progress.score(monitor, value)
         if session.scoring.better(value, None if self.best is None else self.best["value"]):
-            self.best = {"monitor": monitor, "value": value, "iteration": clock.iteration, "scores": report.scores}
+            self.best = {"monitor": monitor, "value": value, "iteration": iteration, "scores": report.scores}
 
     # ---------------------------------------------------------------- saving
 
-    def _save(self, system: System) -> None:
-        session, clock = self.session, system.clock
+    def _save(self, system: System, *, owed: bool) -> None:
+        session = self.session
+        self.owed = owed
+        state = system.state()
+        refuse_non_finite(state, system.clock.iteration)  # on all ranks, which hold the same: they go back together
         rngs = gather(rng_state())
-        if session.is_first:
-            folder = session.folder.checkpoints
-            path = folder / checkpoint.file_name(clock.iteration)
-            state = {
-                "system": system.state(),
-                "rng": rngs,
-                "best": self.best,
-                "seed": session.seed,
-                "world_size": session.world,
-                "seconds": session.seconds,
-                "data": session.data.fingerprint,
-                "config": session.config,
-            }
-            refuse_non_finite(state["system"], clock.iteration)
-            checkpoint.save(state, path)
-            checkpoint.link(path, "last.ckpt")
-            if self.best is not None and self.best["iteration"] == clock.iteration:
-                checkpoint.link(path, "best.ckpt")
-            checkpoint.retire(folder, session.budget.keep)
-        if world_size() > 1:
-            dist.barrier()
-        self._logged = (time.monotonic(), clock.images)
+        assert self.patience is not None
+        with self.patience.while_first_works(session.is_first):
+            if session.is_first:
+                self._write(system, state, rngs)
+
+    def _write(self, system: System, state: dict[str, Any], rngs: list[dict[str, Any]]) -> None:
+        session, iteration = self.session, system.clock.iteration
+        folder = session.folder.checkpoints
+        path = folder / checkpoint.file_name(iteration)
+        whole = {
+            "system": state,
+            "rng": rngs,
+            "pending": system.pending(),
+            "health": None if session.health is None else session.health.state(),
+            "best": self.best,
+            "report": self.report,
+            "owed": self.owed,
+            "seed": session.seed,
+            "precision": system.precision_name,
+            "world_size": session.world,
+            "seconds": session.seconds,
+            "data": session.data.fingerprint,
+            "config": session.config,
+        }
+        checkpoint.save(whole, path)
+        checkpoint.link(path, "last.ckpt")
+        if self.best is not None and self.best["iteration"] == iteration:
+            checkpoint.link(path, "best.ckpt")
+        checkpoint.retire(folder, session.budget.keep)
 
     def results(self, system: System) -> dict[str, Any]:
-        """What the run card says at the end."""
-        report, clock = self.last_report, system.clock
-        trained = clock.images - self._images_at_start
+        """What the run card says at the end. ``final``: the last scores, of iteration ``scored_at``."""
+        clock, report = system.clock, self.report or {}
+        trained, seconds = clock.images - self._images_at_start, self._watch.seconds
         return {
             "iteration": clock.iteration,
             "images": clock.images,
             "seconds": round(self.session.seconds, 1),
-            "images_per_second": round(trained / self._training_seconds, 1) if self._training_seconds else None,
-            "final": None if report is None else report.scores,
+            "images_per_second": round(trained / seconds, 1) if seconds and trained else None,
+            "final": report.get("scores"),
+            "scored_at": report.get("iteration"),
             "best": self.best,
-            "protocol": None if report is None else report.protocol,
+            "protocol": report.get("protocol"),
         }
-
-
-def gather(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The state of every rank, in their order."""
-    if world_size() == 1:
-        return [state]
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    packed: list[Any] = [None] * world_size()
-    dist.all_gather_object(packed, buffer.getvalue())  # bytes: gathering tensors as objects fails over gloo
-    return [torch.load(io.BytesIO(data), weights_only=True) for data in packed]
-
-
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any rank: all must save and stop at the same iteration."""
-    if world_size() == 1:
-        return flag
-    raised = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised.item())
-
-
-def refuse_non_finite(state: Any, iteration: int, where: str = "") -> None:
-    """NonFiniteError if any tensor of a state holds NaN or infinity: such a state is never written."""
-    if isinstance(state, torch.Tensor):
-        if state.is_floating_point() and not torch.isfinite(state).all():
-            raise NonFiniteError(f"iteration {iteration}: {where} holds NaN or infinity; the checkpoint is not written")
-    elif isinstance(state, dict):
-        for key, value in state.items():
-            refuse_non_finite(value, iteration, f"{where}.{key}" if where else str(key))
-    elif isinstance(state, (list, tuple)):
-        for i, value in enumerate(state):
-            refuse_non_finite(value, iteration, f"{where}[{i}]")
 
 
 def _system(module: lightning.LightningModule) -> System:
     assert isinstance(module, System)
     return module
+
+
+def _by_player(values: dict[str, float]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Terms by player and name, and gradient norms by player."""
+    terms: dict[str, dict[str, float]] = {}
+    norms = {}
+    for key, value in values.items():
+        kind, _, rest = key.partition("/")
+        if kind == "loss":
+            player, _, term = rest.partition("/")
+            terms.setdefault(player, {})[term] = value
+        elif kind == "grad_norm":
+            norms[rest] = value
+    return terms, norms
 
 
 def _short_terms(values: dict[str, float]) -> dict[str, float]:

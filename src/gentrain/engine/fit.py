@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
+import sys
 import time
 import traceback
 import warnings
@@ -15,128 +17,104 @@ import lightning
 import torch
 
 import gentrain
-from gentrain.check import bind, check, fits, misfit
-from gentrain.config import Node, build, nearest
+from gentrain.config import Node, build
 from gentrain.data.dataset import DataSet
-from gentrain.data.order import Order
 from gentrain.data.stream import stream
 from gentrain.engine import checkpoint
+from gentrain.engine.assemble import assemble, build_system, check_config, rehearse
 from gentrain.engine.conductor import Conductor
+from gentrain.engine.finite import NonFiniteError
 from gentrain.engine.loggers import MetricsCsv
 from gentrain.engine.loop import Blocks, Signals
-from gentrain.engine.precision import Precision
 from gentrain.engine.progress import RichProgress
-from gentrain.engine.session import Budget, Devices, Scoring, Session, place
-from gentrain.engine.state import seed_all
+from gentrain.engine.session import Session, place
 from gentrain.engine.strategy import count_devices, ranks_strategy
-from gentrain.engine.system import NonFiniteError, System
+from gentrain.engine.system import System
 from gentrain.errors import UserError
-from gentrain.evaluation.protocol import require
 from gentrain.folder import RunFolder
+from gentrain.lock import only_one
 from gentrain.types import Images
 
-GIVEN = {"model": frozenset({"spec"})}
-SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None}
-SECTIONS = (
-    *("choices", "about", "published", "seed", "precision", "size", "kind", "wants", "data_root", "output", "name"),
-    *("trust", "train", "jobs", "trainer", "metrics", "callbacks", "logger", "turns", "loss", "model", "data"),
-)
-"""Every key at the root of a config."""
-
-
-def check_config(config: Node, *, trusted: bool = True) -> None:
-    """Everything that can be known to be wrong before data are read or networks built."""
-    for key in config:
-        if key not in SECTIONS:
-            raise UserError(f"{key}: there is no such key{nearest(key, SECTIONS)}")
-    check(config, GIVEN, trusted=trusted)
-    bind(Budget, config["train"], "train")
-    bind(Scoring, config["metrics"], "metrics")
-    bind(Devices, config["trainer"], "trainer")
-    for key, kind in SCALARS.items():
-        if not fits(config[key], kind):
-            raise UserError(misfit(key, config[key], kind))
-    budget = build_budget(config)
-    for name in ("batch_size", "iterations", "accumulate", "keep", "log_every"):
-        if getattr(budget, name) < 1:
-            raise UserError(f"train.{name}={getattr(budget, name)}: at least 1")
-    for name, least in (("threads", 1), ("workers", 0), ("timeout", 1)):
-        value = config["trainer"].get(name)
-        if value is not None and value < least:
-            raise UserError(f"trainer.{name}={value}: at least {least}")
-    if budget.batch_size < budget.accumulate:
-        raise UserError(f"train.accumulate={budget.accumulate}: more parts than train.batch_size={budget.batch_size}")
-
-
-def build_budget(config: Node) -> Budget:
-    return Budget(**config["train"])
-
-
-def build_system(config: Node, data: DataSet, *, seed: int, trusted: bool = True) -> System:
-    """The untrained system; its weights are a function of the seed."""
-    seed_all(seed)
-    system = build(config["model"], trusted=trusted, where="model", spec=data.spec)
-    if not isinstance(system, System):
-        raise UserError(f"model: {config['model'].get('_target_')} makes {type(system).__name__}, not a System")
-    return system
+ROLLBACKS = 3
+"""How often a run goes back to a checkpoint before it is given up."""
 
 
 def fit(folder: RunFolder, config: Node, *, resume: bool = False, trusted: bool = True, quiet: bool = False) -> int:
     """Train. Returns the process's exit code: 0, or 130/143 when a signal stopped it after a checkpoint."""
     rank, world = place()
-    if rank == 0:
-        _file_log(folder)
-    try:
-        return _fit(folder, config, rank, world, resume=resume, trusted=trusted, quiet=quiet)
-    except BaseException as error:
-        if rank == 0 and folder.card().get("status") != "created":
-            folder.update_card(status="failed", error=str(error) or type(error).__name__)
-            with folder.log_file.open("a", encoding="utf-8") as log:
-                log.write(traceback.format_exc())
-        raise
+    with only_one(folder.path) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            _file_log(folder)
+        _silence()
+        if config["trainer"].get("threads") is not None:
+            torch.set_num_threads(config["trainer"]["threads"])
+        session, system = _begin(folder, config, rank, world, resume=resume, trusted=trusted, quiet=quiet)
+        try:
+            return _train(session, system)
+        except BaseException as error:
+            # Up to here nothing of the run was touched; a resume that is refused leaves its card as it was.
+            if rank == 0 and folder.card().get("status") != "created":
+                status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+                folder.update_card(status=status, error=str(error) or type(error).__name__)
+                with folder.log_file.open("a", encoding="utf-8") as log:
+                    log.write(traceback.format_exc())
+            raise
 
 
-def _fit(folder: RunFolder, config: Node, rank: int, world: int, *, resume: bool, trusted: bool, quiet: bool) -> int:
-    _silence()
-    check_config(config, trusted=trusted)
-    trainer_config, seed = config["trainer"], config["seed"]
-    if trainer_config["threads"] is not None:
-        torch.set_num_threads(trainer_config["threads"])
-    data = build(config["data"], trusted=trusted, where="data")
-    budget = build_budget(config)
-    if budget.batch_size % world:
-        raise UserError(f"train.batch_size={budget.batch_size} cannot be shared by {world} ranks")
-    Order(len(data.train), budget.batch_size, seed)  # refuses data smaller than a batch
-    scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
-    system = build_system(config, data, seed=seed, trusted=trusted)
-    require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
-    resumed = _last_state(folder, data) if resume else None
+def _begin(
+    folder: RunFolder, config: Node, rank: int, world: int, *, resume: bool, trusted: bool, quiet: bool
+) -> tuple[Session, System]:
+    parts = assemble(config, trusted=trusted)
+    resumed = _last_state(folder, parts.data) if resume else None
     first = rank == 0
     own_logger = build(config["logger"], trusted=trusted, where="logger") if config["logger"] and first else None
     session = Session(
         folder=folder,
         config=config,
-        data=data,
-        budget=budget,
-        scoring=scoring,
+        data=parts.data,
+        budget=parts.budget,
+        scoring=parts.scoring,
         loggers=[MetricsCsv(), *([own_logger] if own_logger is not None else [])] if first else [],
         progress=RichProgress(quiet=quiet or not first),
-        health=build(config["callbacks"], trusted=trusted, where="callbacks").get("health"),
-        seed=seed,
+        health=parts.health,
+        seed=config["seed"],
         rank=rank,
         world=world,
         resumed=resumed,
         seconds_before=0.0 if resumed is None else resumed["seconds"],
     )
-    return _train(session, system, resumed)
+    return session, parts.system
 
 
-def _train(session: Session, system: System, resumed: dict[str, Any] | None) -> int:
-    budget, settings = session.budget, session.config["trainer"]
+def _train(session: Session, system: System) -> int:
+    checkpoint.sweep(session.folder.checkpoints)
+    status = "failed"
+    with Signals() as signals:
+        if session.world == 1:  # several ranks stop together, at the end of a block
+            system.interrupted = lambda: signals.received is not None
+        conductor = Conductor(session, signals)
+        try:
+            while True:
+                try:
+                    _play(session, system, conductor)
+                    break
+                except NonFiniteError as error:
+                    session.resumed = _set_back(session, system, error)
+                    conductor = Conductor(session, signals)
+            status = "finished" if system.clock.finished and not conductor.owed else "stopped"
+        finally:
+            session.progress.stop()
+            if session.is_first:
+                _write_results(session, conductor.results(system), status)
+    return signals.exit_code if status == "stopped" else 0
+
+
+def _play(session: Session, system: System, conductor: Conductor) -> None:
+    """Train from where ``session.resumed`` says to the end of the budget, or to a signal."""
+    budget, settings, resumed = session.budget, session.config["trainer"], session.resumed
     system.clock.total = budget.iterations
     if resumed is not None:
         system.clock.iteration = resumed["system"]["clock"]["iteration"]
-    checkpoint.sweep(session.folder.checkpoints)
     intervals = [budget.log_every, budget.validation_interval, budget.checkpoint_interval]
 
     def batches(start: int) -> Iterator[Images]:
@@ -152,20 +130,30 @@ def _train(session: Session, system: System, resumed: dict[str, Any] | None) -> 
             device=system.device,
         )
 
-    status = "failed"
-    with Signals() as signals:
-        conductor = Conductor(session, signals)
-        if session.world == 1:  # several ranks stop together, at the end of a block
-            system.interrupted = lambda: signals.received is not None
-        trainer = _lightning_trainer(session, conductor)
-        try:
-            trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
-            status = "finished" if system.clock.finished else "stopped"
-        finally:
-            session.progress.stop()
-            if session.is_first:
-                _write_results(session, conductor.results(system), status)
-    return signals.exit_code if status == "stopped" else 0
+    trainer = _lightning_trainer(session, conductor)
+    trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
+
+
+def _set_back(session: Session, system: System, error: NonFiniteError) -> dict[str, Any]:
+    """The last checkpoint, to go on from with a smaller step; or the error, which then says where the last one is."""
+    found = checkpoint.newest_whole(session.folder.checkpoints)
+    if found is None:
+        raise NonFiniteError(f"{error}; no checkpoint was written yet") from error
+    path, state, _ = found
+    if session.budget.on_nonfinite == "stop":
+        raise NonFiniteError(
+            f"{error}; the last good checkpoint is {path.name} (train.on_nonfinite=rollback goes back to it by itself)"
+        ) from error
+    if system.setbacks == ROLLBACKS:
+        raise NonFiniteError(f"{error}; given up after {ROLLBACKS} rollbacks, the last to {path.name}") from error
+    state["system"]["setbacks"] = system.setbacks + 1
+    if session.is_first:
+        said = f"{error}; back to {path.name} with {0.5 ** (system.setbacks + 1):g} times the learning rate"
+        session.progress.line(f"rollback: {said}")
+        session.folder.update_card(rollbacks=[*session.folder.card().get("rollbacks", []), said])
+        for logger in session.loggers:
+            logger.finish("rolled back")
+    return state
 
 
 def _lightning_trainer(session: Session, conductor: Conductor) -> lightning.Trainer:
@@ -205,32 +193,17 @@ def _last_state(folder: RunFolder, data: DataSet) -> dict[str, Any] | None:
     if found is None:
         return None
     path, state, passed_over = found
-    for line in passed_over:
-        warnings.warn(f"passed over {line}; resuming from {path.name}", stacklevel=2)
-    _, world = place()
+    rank, world = place()
+    if passed_over and rank == 0:
+        print(f"gentrain: passed over {'; '.join(passed_over)}: resuming from {path.name}", file=sys.stderr)
     if state["world_size"] != world:
         raise UserError(
-            f"{folder.path}: was trained on {state['world_size']} ranks and would go on with {world}; resume with"
-            f" trainer.devices={state['world_size']}"
+            f"{folder.path}: was trained on {state['world_size']} ranks and would go on with {world}, which would share"
+            f" the data and the noise otherwise; put devices: {state['world_size']} into its config.yaml, under trainer"
         )
     if state["data"] != data.fingerprint:
         raise UserError(f"{folder.path}: the data are no longer those it was trained on (fingerprint differs)")
     return state
-
-
-def rehearse(config: Node) -> str:
-    """Check a config, read its data and build its system, train nothing. Says what was found in one line."""
-    check_config(config)
-    count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
-    data = build(config["data"], where="data")
-    scoring = Scoring(**build(config["metrics"], where="metrics"))
-    system = build_system(config, data, seed=config["seed"])
-    system.prepare(total=build_budget(config).iterations)
-    require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
-    next(iter(stream(data.train, batch_size=config["train"]["batch_size"], seed=0)))
-    parameters = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in system.nets.items())
-    counts = f"{len(data.train)} training samples of {tuple(data.spec.shape)}, {len(data.test)} to test"
-    return f"{counts}; parameters: {parameters}"
 
 
 def refuse_foreign_launcher() -> None:
@@ -281,7 +254,6 @@ def _silence() -> None:
 
 
 __all__ = [
-    "NonFiniteError",
     "build_system",
     "card_for",
     "check_config",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,7 @@ class Health:
         self._present: set[tuple[str, str]] = set()
         self._healthy: set[tuple[str, str]] = set()
         self._streak: dict[str, int] = {}
+        self._maker = "model"
 
     def observe(
         self,
@@ -127,12 +129,13 @@ class Health:
         noise, and ``reference``: real images, both [n C H W] or [n D], uint8 or in [-1, 1]. ``latent_kl``: nats,
         [Z] or [B Z].
         """
+        self._maker = _maker(terms) or self._maker
         findings = [
             *self._nonfinite(terms, grad_norms),
             *self._gradients(grad_norms),
             *self._critics(terms),
-            *self._samples(samples, reference, _maker(terms)),
-            *self._latent(latent_kl, _maker(terms)),
+            *self._samples(samples, reference, self._maker),
+            *self._latent(latent_kl, self._maker),
         ]
         self.values = {}
         for finding in findings:
@@ -140,6 +143,22 @@ class Health:
             worse = max if finding.sign in ("gradient_norm", "nonfinite") else min
             self.values[key] = worse(self.values.get(key, finding.value), finding.value)
         return [warning for finding in findings if (warning := self._judge(finding, iteration))]
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen so far, as plain values."""
+        return {
+            "present": [list(place) for place in sorted(self._present)],
+            "healthy": [list(place) for place in sorted(self._healthy)],
+            "streak": dict(self._streak),
+            "maker": self._maker,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` gave."""
+        self._present = {(sign, player) for sign, player in state["present"]}
+        self._healthy = {(sign, player) for sign, player in state["healthy"]}
+        self._streak = dict(state["streak"])
+        self._maker = state["maker"]
 
     def _judge(self, finding: _Finding, iteration: int) -> HealthWarning | None:
         place = (finding.sign, finding.player)
@@ -240,6 +259,6 @@ def _is_critic(named: Mapping[str, float]) -> bool:
 
 
 def _maker(terms: Mapping[str, Mapping[str, float]]) -> str:
-    """The player whose networks make the samples: the last one that is not a critic."""
+    """The player whose networks make the samples: the last one that is not a critic; empty if nobody moved."""
     others = [player for player, named in terms.items() if not _is_critic(named)]
-    return others[-1] if others else next(iter(terms), "model")
+    return others[-1] if others else next(iter(terms), "")

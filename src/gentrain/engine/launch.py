@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gentrain.engine.loop import STOPPING
+
 PLACE_VARIABLES = (
     "LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
     "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "TORCHELASTIC_RUN_ID",
@@ -78,10 +80,20 @@ def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> int:
         return 0
     code = codes[first_bad]
     if code not in (130, 143):
-        where = "" if first_bad == 0 else f"; its log is {folder / f'rank-{first_bad}.log'}"
+        log = folder / f"rank-{first_bad}.log"
+        where = "" if first_bad == 0 else f"; {_last_words(log)}its log is {log}"
         reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         print(f"gentrain: rank {first_bad} of {len(ranks)} {reason}{where}", file=sys.stderr)
     return 128 - code if code < 0 else code
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a rank's log: the others only heard that it had gone."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f"it said last: {lines[-1].strip()}; " if lines else ""
 
 
 def _send(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
@@ -92,11 +104,8 @@ def _send(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
 
 @contextlib.contextmanager
 def _forwarding(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on to the ranks, which save and stop."""
-    before = {
-        number: signal.signal(number, lambda received, _frame: _send(ranks, received))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    """Pass signals on to the ranks, which save and stop."""
+    before = {number: signal.signal(number, lambda received, _frame: _send(ranks, received)) for number in STOPPING}
     try:
         yield
     finally:

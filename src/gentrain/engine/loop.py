@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import threading
@@ -37,15 +38,24 @@ class Blocks:
             position = end
 
 
+class Interrupted(BaseException):
+    """A signal came while something ran that may be dropped at once."""
+
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""SIGUSR1 (which Windows lacks) is how a cluster's scheduler announces that time is running out."""
+
+
 class Signals:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between iterations; a second SIGINT acts at once."""
+    """Turns signals into a flag that the loop reads between iterations; a second SIGINT acts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._droppable = False
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             self._before[number] = signal.getsignal(number)
         self.hold()
         return self
@@ -62,11 +72,26 @@ class Signals:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises ``Interrupted`` where it falls: for work that can be done again later."""
+        self._droppable = True
+        try:
+            if self.received is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._droppable = False
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        if self._droppable:
+            self._droppable = False
+            raise Interrupted
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.received is None else 128 + self.received
+        """130 for SIGINT, 143 for the others."""
+        return 0 if self.received is None else 130 if self.received == signal.SIGINT else 143

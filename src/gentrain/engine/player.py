@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gentrain.types import Images, Terms, UserError
+from gentrain.errors import UserError
+from gentrain.types import Images, Terms
 
 
 class Cadence(Protocol):
@@ -116,9 +117,10 @@ class Seat:
         """The term's name in every logger."""
         return self._term_keys.setdefault(term, f"loss/{self.player.name}/{term}")
 
-    def set_rate(self, iteration: int, total: int) -> None:
-        if self.schedule is not None:
-            factor = self.schedule(iteration, total)
+    def set_rate(self, iteration: int, total: int, factor: float = 1.0) -> None:
+        """The learning rate of this iteration; ``factor`` on top of the schedule's."""
+        if self.schedule is not None or factor != 1.0:
+            factor *= self.schedule(iteration, total) if self.schedule is not None else 1.0
             for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = base * factor
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from gentrain.config import build
 from gentrain.engine import checkpoint
 from gentrain.engine.system import System
@@ -12,22 +14,35 @@ from gentrain.folder import RunFolder
 from gentrain.types import Spec
 
 
-def load_system(folder: RunFolder, which: str = "last", *, trusted: bool = False) -> System:
-    """The system of a run with the weights of ``which`` (``last``, ``best`` or a file name), on the CPU.
+def load_system(folder: RunFolder, which: str = "last", *, device: str = "cpu", trusted: bool = False) -> System:
+    """The system of a run with the weights of ``which`` (``last``, ``best`` or a file name).
 
-    The stored config is not trusted unless the caller says so.
+    ``device``: auto, cpu or cuda (``device_called``). It computes in the precision that the run was trained in, so the
+    same weights give the scores of the run's card. The stored config is not trusted unless the caller says so.
     """
+    place = device_called(device)
     card = folder.card()
-    if "spec" not in card:
+    if "spec" not in card or "precision" not in card:
         raise UserError(f"{folder.path}: the run has not started yet, there is nothing to load")
     spec = Spec(**{key: tuple(value) for key, value in card["spec"].items()})
     config = folder.config()
     state = checkpoint.load(find(folder, which))
     system = build(config["model"], trusted=trusted, where="model", spec=spec)
     assert isinstance(system, System)
-    system.prepare(total=config["train"]["iterations"])
+    system.to(place)
+    system.prepare(total=config["train"]["iterations"], precision=card["precision"])
     system.restore(state["system"])
     return system
+
+
+def device_called(name: str) -> torch.device:
+    """``auto``: the first CUDA device where there is one, else the CPU. UserError for an unknown or a missing one."""
+    there = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name}: auto, cpu or cuda")
+    if name == "cuda" and not there:
+        raise UserError("device=cuda: no CUDA device is visible here; use device=cpu")
+    return torch.device("cuda", 0) if there and name != "cpu" else torch.device("cpu")
 
 
 def find(folder: RunFolder, which: str) -> Path:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gentrain.engine.state import untouched_rng
 from gentrain.engine.system import System
+from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 
 BATCH = 250
 """Samples are drawn in batches of this size whatever the caller does with them: the noise depends on it."""
@@ -18,15 +18,8 @@ BATCH = 250
 @contextlib.contextmanager
 def at_rest(system: System, weights: str = "ema") -> Iterator[None]:
     """No gradients, networks in eval mode, the chosen weights; at the end all is as before, random states too."""
-    with untouched_rng(), torch.no_grad(), system.weights(weights):
-        modes = {name: net.training for name, net in system.nets.items()}
-        system.nets.eval()
-        try:
-            with system.autocast():
-                yield
-        finally:
-            for name, net in system.nets.items():
-                net.train(modes[name])
+    with isolated_rng(), torch.no_grad(), system.weights(weights), at_evaluation(system.nets), system.autocast():
+        yield
 
 
 def draw(system: System, n: int, *, seed: int, weights: str = "ema", labels: Tensor | None = None) -> Tensor:

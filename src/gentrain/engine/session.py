@@ -22,7 +22,8 @@ class Budget:
     """The ``train`` section of the config. Intervals are in iterations; 0 turns one off; None divides the run in ten.
 
     ``batch_size`` counts all ranks together, so a paper's number holds whatever the number of devices;
-    ``accumulate`` cuts each batch into so many parts.
+    ``accumulate`` cuts each batch into so many parts. ``on_nonfinite``: when a loss or weight becomes NaN or infinite,
+    ``stop``, or ``rollback`` to the last checkpoint and go on with half the learning rate, three times at most.
     """
 
     batch_size: int
@@ -33,6 +34,7 @@ class Budget:
     checkpoint_every: int | None = None
     keep: int = 2
     flip: bool = False
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
 
     @property
     def validation_interval(self) -> int:
@@ -58,12 +60,20 @@ class Devices:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The ``metrics`` section: what is measured, on how many samples, and which score ``best`` follows."""
+    """The ``metrics`` section: what is measured, on how many samples, and which score ``best`` follows.
+
+    ``also``: what the model asks for; it joins ``scores``, where a metric of the same name stays as it is.
+    """
 
     scores: Mapping[str, Metric] = field(default_factory=dict)
+    also: Mapping[str, Metric] = field(default_factory=dict)
     samples: int = 1000
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        wanted = {name: metric for name, metric in self.also.items() if name not in self.scores}
+        object.__setattr__(self, "scores", {**self.scores, **wanted})
 
     def better(self, value: float, best: float | None) -> bool:
         if best is None:

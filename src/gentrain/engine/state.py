@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,13 +42,3 @@ def seed_all(*parts: int) -> None:
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[:4], "little"))  # noqa: NPY002
     torch.manual_seed(int.from_bytes(digest[8:16], "little") & (2**63 - 1))
-
-
-@contextlib.contextmanager
-def untouched_rng() -> Iterator[None]:
-    """Whatever is drawn inside, training goes on as if nothing had been: metrics must not move the weights."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)

@@ -10,7 +10,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.utils import _sync_module_states
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 
 class Replicas(DDPStrategy):

@@ -13,20 +13,18 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gentrain.engine import precision as numbers
 from gentrain.engine.clock import Clock, Ledger
 from gentrain.engine.ema import Average, Ema
+from gentrain.engine.finite import diverged
 from gentrain.engine.player import Moves, Player, Seat, make_optimizer
+from gentrain.engine.ranks import average_buffers, average_gradients, world_size
 from gentrain.engine.turns import Alternating, Turns
-from gentrain.types import Images, Spec, Terms, UserError
-
-
-class NonFiniteError(UserError):
-    """A loss or a gradient became NaN or infinite."""
+from gentrain.errors import UserError
+from gentrain.types import Images, Spec, Terms
 
 
 class System(lightning.LightningModule, ABC):
@@ -38,6 +36,10 @@ class System(lightning.LightningModule, ABC):
 
     sampled: tuple[str, ...] = ()
     """Names of the networks that sampling needs: these are averaged, and put into eval mode to sample."""
+
+    keeps: tuple[str, ...] = ()
+    """Names of attributes that training changes beside the networks (an image pool, a growth stage, a running mean):
+    tensors, plain values and nests of them, or objects with ``state_dict``. They travel in the checkpoint."""
 
     def __init__(
         self,
@@ -61,8 +63,11 @@ class System(lightning.LightningModule, ABC):
         self.precision_name = "32-true"
         self.channels_last = False
         self.accumulate = 1
+        self.setbacks = 0
+        """How often the run went back to a checkpoint because its numbers were lost; each halves the learning rates."""
         self.interrupted: Callable[[], bool] = lambda: False
         self._active: Seat | None = None
+        self._unread: list[tuple[Tensor, int, Seat, Terms]] = []
 
     @abstractmethod
     def players(self) -> Sequence[Player]:
@@ -90,13 +95,6 @@ class System(lightning.LightningModule, ABC):
             for p in roster
         ]
 
-    def _not_finite(self, seat: Seat, terms: Terms, iteration: int) -> NonFiniteError:
-        values = ", ".join(f"{name} = {term.item():.3g}" for name, term in terms.items())
-        return NonFiniteError(
-            f"iteration {iteration}: the loss of the {seat.player.name} is not finite ({values}); a smaller"
-            f" model.players.{seat.player.name}.optimizer.lr or ++model.players.{seat.player.name}.clip=1 usually helps"
-        )
-
     def _moves_of(self, player: Player) -> Moves:
         for name in (player.name, player.optimizer):
             if name in self.moves:
@@ -122,7 +120,8 @@ class System(lightning.LightningModule, ABC):
         for batch in block:
             self.iterate(batch)
             if self.interrupted():
-                return
+                break
+        self.read_losses()
 
     def iterate(self, batch: Images) -> None:
         """One iteration of the game on one batch."""
@@ -142,17 +141,40 @@ class System(lightning.LightningModule, ABC):
     def _gradients(self, seat: Seat, parts: Sequence[Images], iteration: int) -> None:
         self._give_the_floor_to(seat)
         seat.optimizer.zero_grad(set_to_none=True)
+        losses = []
         for part in parts:
             with self.autocast():
                 terms = seat.player.loss(part)
             loss = total(terms)
-            if loss.device.type == "cpu" and not math.isfinite(loss.item()):  # free on a CPU, a stall on a GPU
-                raise self._not_finite(seat, terms, iteration)
+            losses.append(loss.detach())
+            if self.device.type == "cpu" and world_size() == 1:  # free here, and the backward pass is saved
+                self._refuse(loss.item(), iteration, seat, terms)
             (loss / len(parts) if len(parts) > 1 else loss).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
                 self.ledger.note(seat.term_key(name), term)
+        self._exchange(seat, torch.stack(losses).mean(), iteration, terms)
+
+    def _exchange(self, seat: Seat, loss: Tensor, iteration: int, terms: Terms) -> None:
+        """Share gradients among the ranks, and find out whether any of them computed with NaN."""
         if world_size() > 1:
-            average_gradients(seat.parameters)
+            average_gradients(seat.parameters, loss)
+            if self.device.type == "cpu":
+                self._refuse(loss.item(), iteration, seat, terms)
+        if self.device.type != "cpu":  # asking now would stall the device: it is asked once in a block
+            self._unread.append((loss, iteration, seat, {name: term.detach() for name, term in terms.items()}))
+
+    def read_losses(self) -> None:
+        """NonFiniteError for the first loss since the last call that is NaN or infinite."""
+        unread, self._unread = self._unread, []
+        if unread:
+            values = torch.stack([loss for loss, *_ in unread]).tolist()
+            for value, (_, iteration, seat, terms) in zip(values, unread, strict=True):
+                self._refuse(value, iteration, seat, terms)
+
+    def _refuse(self, loss: float, iteration: int, seat: Seat, terms: Terms) -> None:
+        if not math.isfinite(loss):
+            values = ", ".join(f"{name} = {term.item():.3g}" for name, term in terms.items())
+            raise diverged(iteration, f"the loss of the {seat.player.name} ({values})", seat.player.name)
 
     def _step(self, seat: Seat, iteration: int) -> None:
         if seat.clip is not None:
@@ -161,7 +183,7 @@ class System(lightning.LightningModule, ABC):
         elif seat.norm_wanted:
             self.ledger.note(f"grad_norm/{seat.player.name}", seat.gradient_norm())
             seat.norm_wanted = False
-        seat.set_rate(iteration, self.clock.total)
+        seat.set_rate(iteration, self.clock.total, 0.5**self.setbacks)
         seat.optimizer.step()
         if seat.player.after is not None:
             seat.player.after()
@@ -206,6 +228,16 @@ class System(lightning.LightningModule, ABC):
         """Log the mean of a scalar that no player minimises, e.g. ``score/real``."""
         self.ledger.note(key, value)
 
+    def pending(self) -> dict[str, Any]:
+        """What waits to be logged, so that a resumed run logs what an uninterrupted one does."""
+        return {"terms": self.ledger.state(), "norms": {seat.player.name: seat.norm_wanted for seat in self.seats}}
+
+    def restore_pending(self, pending: Mapping[str, Any]) -> None:
+        """Put back what ``pending`` gave."""
+        self.ledger.restore(pending["terms"], self.device)
+        for seat in self.seats:
+            seat.norm_wanted = pending["norms"][seat.player.name]
+
     def configure_optimizers(self) -> None:
         """Lightning is given none: it would count their steps, and refuse clipping and accumulation."""
 
@@ -221,6 +253,8 @@ class System(lightning.LightningModule, ABC):
             "average": None if self.average is None else self.average.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers_by_name.items()},
             "clock": {"iteration": self.clock.iteration, "images": self.clock.images},
+            "setbacks": self.setbacks,
+            "kept": {name: _packed(getattr(self, name)) for name in self.keeps},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -233,6 +267,13 @@ class System(lightning.LightningModule, ABC):
             optimizer.load_state_dict(state["optimizers"][name])
         self.clock.iteration = state["clock"]["iteration"]
         self.clock.images = state["clock"]["images"]
+        self.setbacks = state["setbacks"]
+        for name in self.keeps:
+            held = getattr(self, name)
+            if hasattr(held, "load_state_dict"):
+                held.load_state_dict(state["kept"][name])
+            else:
+                setattr(self, name, _moved(state["kept"][name], self.device))
 
 
 def total(terms: Terms) -> Tensor:
@@ -244,33 +285,16 @@ def total(terms: Terms) -> Tensor:
     return result
 
 
-# -------------------------------------------------------------------- data parallel
+def _packed(value: Any) -> Any:
+    return value.state_dict() if hasattr(value, "state_dict") else value
 
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Mean of the gradients over all ranks, as one flat message per player.
-
-    torch's DDP wrapper expects one forward and one backward pass per step; a game has several, through different
-    networks, with penalties that differentiate twice. One explicit mean per player is right for all of them.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    _average(gradients)
-
-
-def average_buffers(nets: nn.Module) -> None:
-    """Mean of the floating-point buffers (batch-norm statistics): all ranks hold one model at every iteration."""
-    _average([b for b in nets.buffers() if b.is_floating_point()])
-
-
-def _average(tensors: Sequence[Tensor]) -> None:
-    if not tensors:
-        return
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+def _moved(value: Any, device: torch.device) -> Any:
+    """A nest of tensors and plain values with its tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(inner, device) for inner in value)
+    return value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gentrain.engine.player import Seat
+from gentrain.errors import UserError
 
 Work = Callable[[Seat], None]
 
@@ -32,6 +33,10 @@ class Simultaneous:
     """All players look at the same parameters, then all move (simultaneous gradient descent)."""
 
     def __call__(self, seats: Sequence[Seat], gradients: Work, step: Work) -> None:
+        optimizers = [id(seat.optimizer) for seat in seats]
+        if len(set(optimizers)) < len(optimizers):  # the second one's gradients would wipe out the first one's
+            names = ", ".join(seat.player.name for seat in seats)
+            raise UserError(f"turns=simultaneous: two of {names} share an optimiser; use turns=alternating")
         for seat in seats:
             gradients(seat)
         for seat in seats:

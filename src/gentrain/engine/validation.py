@@ -133,6 +133,15 @@ def score_system(
     def some(count: int) -> Tensor:
         return draw(system, count, seed=seed, weights=weights)
 
-    subject = Subject(data=data, system=system, draw=some, n=n, seed=seed, device=system.device, cache=cache)
+    subject = Subject(
+        data=data,
+        system=system,
+        draw=some,
+        n=n,
+        seed=seed,
+        device=system.device,
+        precision=system.precision_name,
+        cache=cache,
+    )
     with at_rest(system, weights):
         return evaluate(metrics, subject, weights)

@@ -21,8 +21,9 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, FrozenExtractor, Keys, sha256_of
-from gentrain.types import UserError
+from gentrain.types import PathText
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -106,7 +107,7 @@ class Domain:
     data set.
     """
 
-    weights: str | None = None
+    weights: PathText | None = None
 
     keys: ClassVar[Keys] = Keys("fd_domain", "kid_domain", "is_domain")
 

@@ -35,11 +35,14 @@ class Features:
 
 
 class Keys(NamedTuple):
-    """Under which names an extractor's scores are reported: only the Inception network earns ``fid``."""
+    """Under which names an extractor's scores are reported: only the Inception network earns ``fid``.
+
+    ``score``: of its logits; None where the extractor is no classifier and gives none.
+    """
 
     distance: str
     kernel: str
-    score: str
+    score: str | None
 
 
 class Extractor(Protocol):

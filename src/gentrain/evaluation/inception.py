@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, FrozenExtractor, Keys, sha256_of
-from gentrain.types import UserError
+from gentrain.types import PathText
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -51,7 +52,7 @@ class Inception:
     then into the torch hub cache, and downloads it there at last.
     """
 
-    weights_path: str | None = None
+    weights_path: PathText | None = None
 
     keys: ClassVar[Keys] = Keys("fid", "kid", "is")
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from gentrain.errors import UserError
 from gentrain.evaluation.subject import Subject, split_of
-from gentrain.types import Likelihood, UserError
+from gentrain.types import Likelihood
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -38,35 +39,49 @@ class LikelihoodBound:
     batch: int = 128
     importance_samples: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"metrics.scores.likelihood.batch={self.batch}: at least 1")
+        if self.importance_samples < 0:
+            raise UserError(f"metrics.scores.likelihood.importance_samples={self.importance_samples}: 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"metrics.scores.likelihood.limit={self.limit}: at least 1, or null for all")
+
     needs: ClassVar[frozenset[str]] = frozenset({"log_likelihood"})
-    scores: ClassVar[tuple[str, ...]] = ("nll_nats", "bits_per_dim", "elbo_nats", "iw_bound_nats")
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        there = {
+            "nll_nats": True,
+            "bits_per_dim": data.spec.is_image and bool(getattr(system, "bits_per_dim_defined", True)),
+            "elbo_nats": hasattr(system, "elbo"),
+            "iw_bound_nats": hasattr(system, "importance_bound") and self.importance_samples > 0,
+        }
+        return tuple(key for key, appears in there.items() if appears)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         split_of(data, self.split)
-        if self.batch < 1:
-            raise UserError(f"metrics.scores.likelihood.batch={self.batch}: must be at least 1")
 
     def measure(self, subject: Subject) -> dict[str, float]:
         system = subject.system
         if not isinstance(system, Likelihood):
             raise UserError(f"metrics: {type(system).__name__} has no log_likelihood")
-        spec = subject.data.spec
+        wanted = self.scores(system, subject.data)
         found: dict[str, float] = {}
-        bound = getattr(system, "importance_bound", None)
-        if bound is not None and self.importance_samples > 0:
+        if "iw_bound_nats" in wanted:
             # The tightest bound there is stands for the likelihood; it is not computed twice.
             found["iw_bound_nats"] = self._mean(
-                subject, "importance_bound", lambda x: bound(x, samples=self.importance_samples)
+                subject,
+                "importance_bound",
+                lambda x: system.importance_bound(x, samples=self.importance_samples),  # type: ignore[attr-defined]
             )
             nll = -found["iw_bound_nats"]
         else:
             nll = -self._mean(subject, "log_likelihood", system.log_likelihood)
         found["nll_nats"] = nll
-        if spec.is_image and getattr(system, "bits_per_dim_defined", True):
-            found["bits_per_dim"] = nll / (math.log(2.0) * spec.numel)
-        elbo = getattr(system, "elbo", None)
-        if elbo is not None:
-            found["elbo_nats"] = self._mean(subject, "elbo", elbo)
+        if "bits_per_dim" in wanted:
+            found["bits_per_dim"] = nll / (math.log(2.0) * subject.data.spec.numel)
+        if "elbo_nats" in wanted:
+            found["elbo_nats"] = self._mean(subject, "elbo", system.elbo)  # type: ignore[attr-defined]
         return found
 
     @torch.no_grad()

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from gentrain.evaluation.extractors import ExtractorSource
+from gentrain.errors import UserError
+from gentrain.evaluation.extractors import ExtractorSource, Features
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.subject import Subject, split_of
-from gentrain.types import UserError
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -31,9 +31,8 @@ class Metric(Protocol):
         """Capabilities asked of the system, names of ``gentrain.types.CAPABILITIES``."""
         ...
 
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """Every key that ``measure`` may return."""
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        """The keys that ``measure`` will return for this system and these data."""
         ...
 
     def check(self, data: DataSet, n: int | None = None) -> None:
@@ -122,11 +121,17 @@ class Distances:
     splits: int = 10
     allow_few: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("subsets", 1), ("subset_size", 2), ("splits", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"metrics.scores.distances.{name}={getattr(self, name)}: at least {least}")
+        if self.reference is not None and self.reference < 1:
+            raise UserError(f"metrics.scores.distances.reference={self.reference}: at least 1, or null for all")
+
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 
-    @property
-    def scores(self) -> tuple[str, ...]:
-        return tuple(self.extractor.keys)
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        return tuple(key for key in self.extractor.keys if key is not None)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         _check_images(data)
@@ -145,8 +150,8 @@ class Distances:
                 real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
             ),
         }
-        if fake.logits is not None:
-            found[keys.score] = inception_score(fake.logits, splits=self.splits, seed=subject.seed)
+        if keys.score is not None:
+            found[keys.score] = inception_score(_logits(fake), splits=self.splits, seed=subject.seed)
         return found
 
     def _enough(self, reference: int, n: int | None, extractor: ExtractorSource, data: DataSet) -> None:
@@ -173,23 +178,35 @@ class ClassesShown:
     extractor: ExtractorSource
     share: float = 0.01
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise UserError(f"metrics.scores.classes.share={self.share}: must lie in (0, 1]")
+
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
-    scores: ClassVar[tuple[str, ...]] = ("classes_shown", "label_entropy_nats")
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        return ("classes_shown", "label_entropy_nats")
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         _check_images(data)
+        if self.extractor.keys.score is None:
+            raise UserError("metrics: classes_shown needs an extractor that is a classifier")
         self.extractor.check(data)
 
     def measure(self, subject: Subject) -> dict[str, float]:
-        logits = subject.sample_features(self.extractor).logits
-        if logits is None:
-            raise UserError("metrics: classes_shown needs an extractor that is a classifier")
+        logits = _logits(subject.sample_features(self.extractor))
         counts = _finite(logits, "samples").argmax(dim=1).bincount(minlength=logits.shape[1])  # [K]
         frequency = counts.double() / len(logits)
         return {
             "classes_shown": float((frequency >= self.share).sum()),
             "label_entropy_nats": float(torch.special.entr(frequency).sum()),
         }
+
+
+def _logits(features: Features) -> Tensor:
+    if features.logits is None:
+        raise ValueError("the extractor's keys promise a classifier, and it gave no logits")
+    return features.logits
 
 
 def _check_images(data: DataSet) -> None:

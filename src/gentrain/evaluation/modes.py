@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from gentrain.errors import UserError
 from gentrain.evaluation.subject import Subject, split_of
-from gentrain.types import UserError
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -27,8 +27,17 @@ class ModesCovered:
     deviations: float = 3.0
     share: float = 0.01
 
+    def __post_init__(self) -> None:
+        if not self.deviations > 0:
+            raise UserError(f"metrics.scores.modes.deviations={self.deviations}: must be above 0")
+        if not 0.0 <= self.share <= 1.0:
+            raise UserError(f"metrics.scores.modes.share={self.share}: must lie in [0, 1]")
+
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
-    scores: ClassVar[tuple[str, ...]] = ("modes_covered", "modes_total", "high_quality")
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        has_modes = data.density is not None and data.density.modes is not None
+        return ("modes_covered", "modes_total", "high_quality") if has_modes else ()
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         if data.density is None:
@@ -62,8 +71,14 @@ class SlicedWasserstein:
     directions: int = 128
     split: str = "test"
 
+    def __post_init__(self) -> None:
+        if self.directions < 1:
+            raise UserError(f"metrics.scores.swd.directions={self.directions}: at least 1")
+
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
-    scores: ClassVar[tuple[str, ...]] = ("swd",)
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        return ("swd",)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         split_of(data, self.split)

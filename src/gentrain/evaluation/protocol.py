@@ -7,10 +7,10 @@ are comparable where their protocols are equal.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 import gentrain
+from gentrain.errors import UserError
 from gentrain.evaluation.metrics import Metric
-from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import Subject
-from gentrain.types import CAPABILITIES, UserError
+from gentrain.types import CAPABILITIES
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -52,6 +53,10 @@ class Protocol:
     """Name and SHA-256 of the weights."""
     weights: str
     """Of the system: ema or raw."""
+    precision: str
+    """What the system computed in: 32-true or bf16-mixed."""
+    device: str
+    """Kind of device it computed on: the same weights differ in the last digits between cpu and cuda."""
     seed: int
     metrics: dict[str, dict[str, Any]]
     """Class and settings of each metric."""
@@ -78,7 +83,7 @@ def require(
     metrics: Mapping[str, Metric], system: object, data: DataSet, n: int | None = None, monitor: str | None = None
 ) -> None:
     """Raise UserError, before anything is trained, if a metric cannot work with this system, these data or ``n``
-    samples, or if no metric gives the score called ``monitor``."""
+    samples, if two metrics give one score, or if ``monitor`` is none of the scores that will appear."""
     has = {name for name, capability in CAPABILITIES.items() if isinstance(system, capability)}
     for name, metric in metrics.items():
         lacking = sorted(metric.needs - has)
@@ -89,12 +94,22 @@ def require(
                 f"{type(system).__name__} cannot do (it can: {', '.join(sorted(has)) or 'nothing'}): "
                 f"use metrics={'|'.join([*works, 'none'])}"
             )
+        if "sample" in metric.needs and n is not None and n < 1:
+            raise UserError(
+                f"metrics.samples={n}: metrics.scores.{name} ({type(metric).__name__}) scores samples, at least 1 is "
+                "needed; metrics=none scores nothing"
+            )
         metric.check(data, n)
-    known = [key for metric in metrics.values() for key in metric.scores]
-    if monitor is not None and monitor not in known:
-        near = get_close_matches(monitor, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"metrics.monitor={monitor!r} is no score of these metrics: {hint}there are {', '.join(known)}")
+    coming: list[str] = []
+    for name, metric in metrics.items():
+        promised = metric.scores(system, data)
+        _refuse_twice(name, set(coming) & set(promised))
+        coming += promised
+    if monitor is not None and monitor not in coming:
+        raise UserError(
+            f"metrics.monitor={monitor} would never appear with this model, loss and data; "
+            f"there will be: {', '.join(coming) or 'no scores (metrics.monitor=null)'}"
+        )
 
 
 def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Report:
@@ -109,13 +124,20 @@ def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> R
     started = time.perf_counter()
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
-        with isolated_rng(subject.seed), _evaluating(subject.system), torch.no_grad():
+        system = subject.system
+        resting = at_evaluation(system) if isinstance(system, nn.Module) else nullcontext()
+        with isolated_rng(subject.seed), resting, torch.no_grad():
             found = metric.measure(subject)
-        twice = sorted(scores.keys() & found.keys())
-        if twice:
-            raise UserError(f"metrics.scores.{name}: another metric gives {', '.join(twice)} already: drop one of them")
+        _refuse_twice(name, scores.keys() & found.keys())
         scores |= found
     return Report(scores, record(metrics, subject, weights).to_dict(), time.perf_counter() - started)
+
+
+def _refuse_twice(name: str, keys: AbstractSet[str]) -> None:
+    if keys:
+        raise UserError(
+            f"metrics.scores.{name}: another metric gives {', '.join(sorted(keys))} already: drop one of them"
+        )
 
 
 def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Protocol:
@@ -129,10 +151,12 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Pro
         shape=tuple(data.spec.shape),
         extractors=dict(subject.used_extractors),
         weights=weights,
+        precision=subject.precision,
+        device=subject.device.type,
         seed=subject.seed,
         metrics={name: {"metric": type(metric).__name__, **_settings(metric)} for name, metric in metrics.items()},
         versions={
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # of a class of its own, which a checkpoint would refuse
             "torchmetrics": version("torchmetrics"),
             "gentrain": gentrain.__version__,
         },
@@ -150,16 +174,3 @@ def _settings(value: object) -> dict[str, Any]:
         else:
             plain[key] = inner
     return plain
-
-
-@contextmanager
-def _evaluating(system: object) -> Iterator[None]:
-    """Dropout and batch statistics off, then every module back into the mode it was in."""
-    modes = [(module, module.training) for module in system.modules()] if isinstance(system, nn.Module) else []
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gentrain.data.dataset import spread
+from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, ExtractorSource, Features
 from gentrain.evaluation.randomness import isolated_rng
-from gentrain.types import UserError, to_bytes
+from gentrain.types import to_bytes
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet, Split
@@ -53,10 +55,12 @@ class Subject:
     """One system (or a set of images made elsewhere) under evaluation.
 
     ``system``: anything with the capabilities that the metrics ask for; None for images made elsewhere.
-    ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or [n D] for vectors; called once with ``n``, with the
-    global generators at ``seed``. ``labels``: int64 [n], the classes that the samples were asked to be, if any.
-    ``device``: where extractors run and likelihoods are asked. In a run over several processes, ``draw`` returns the
-    gathered samples and one process evaluates: nothing here communicates.
+    ``n``: how many samples, 0 where no score needs any. ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or
+    [n D] for vectors; called once with ``n``, with the global generators at ``seed``. ``labels``: int64 [n], the
+    classes that the samples were asked to be, if any. ``device``: where extractors run and likelihoods are asked.
+    ``precision``: what the system computes in, for the record (extractors are float32 always). In a
+    run over several processes, ``draw`` returns the gathered samples and one process evaluates: nothing here
+    communicates.
     """
 
     def __init__(
@@ -68,12 +72,14 @@ class Subject:
         n: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        precision: str = "32-true",
         labels: Tensor | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
-        if n < 1:
-            raise UserError(f"metrics.samples={n}: at least one sample is needed")
-        self.data, self.system, self.n, self.seed, self.device, self.labels = data, system, n, seed, device, labels
+        if n < 0:
+            raise UserError(f"metrics.samples={n}: 0 (none are drawn) or more")
+        self.data, self.system, self.n, self.seed, self.labels = data, system, n, seed, labels
+        self.device, self.precision = torch.device(device), precision
         self.used_extractors: dict[str, str] = {}
         """Name and SHA-256 of each extractor that a score was made with."""
         self.used_splits: dict[str, int] = {}
@@ -89,7 +95,10 @@ class Subject:
         return 0 if self._samples is None else self.n
 
     def samples(self, n: int | None = None) -> Tensor:
-        """The first ``n`` (default: all) samples: uint8 [n C H W] for images, float32 [n D] for vectors."""
+        """The first ``n`` (default: all) samples: uint8 [n C H W] for images, float32 [n D] for vectors.
+        Raises UserError where none are to be drawn."""
+        if self.n < 1:
+            raise UserError("metrics.samples=0: a score of samples needs at least one")
         if self._samples is None:
             with isolated_rng(self.seed), torch.no_grad():
                 self._samples = self._accept(self._draw(self.n))
@@ -145,13 +154,6 @@ class Subject:
             # A model without a bounded last layer strays outside [-1, 1] on both sides; this is another unit.
             raise ValueError(f"samples lie in 0..{float(drawn.max()):.4g}: floats must be in [-1, 1], bytes uint8")
         return to_bytes(drawn)
-
-
-def spread(size: int, limit: int | None) -> Tensor:
-    """int64: all places of a split of ``size``, or ``limit`` evenly over it: it may be sorted by class."""
-    if limit is None or limit >= size:
-        return torch.arange(size)
-    return torch.arange(limit) * size // limit
 
 
 def split_of(data: DataSet, name: str) -> Split:

@@ -13,11 +13,12 @@ from gentrain.engine.ema import Ema
 from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
+from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_batch_norm
-from gentrain.types import Images, Spec, Terms, UserError
+from gentrain.types import Images, Spec, Terms
 
 Prior = Literal["normal", "uniform"]
 
@@ -38,7 +39,7 @@ class Adversarial(System):
     Goodfellow's Algorithm 1; otherwise on those that the critic has just seen, which saves a pass (the DCGAN authors'
     code). ``joint_batch``: the critic sees real and generated samples as one batch; equal in result, and faster, for a
     critic without batch norm, and shared statistics for one with it. ``constraint`` acts on the critic after each of
-    its steps.
+    its steps. UserError where the loss needs a Lipschitz critic and neither a penalty nor a constraint makes one.
     """
 
     sampled = ("generator",)
@@ -61,6 +62,11 @@ class Adversarial(System):
         super().__init__(spec, players, turns, ema)
         if latent < 1:
             raise UserError(f"model.latent={latent}: at least 1")
+        if loss.needs_lipschitz and not penalties and constraint is None:
+            raise UserError(
+                "model.loss: this loss needs a Lipschitz critic, and neither model.penalties nor model.constraint "
+                "makes one: choose a model that brings one (model=wgan_gp, model=wgan), or another loss"
+            )
         self.loss = loss
         self.latent = latent
         self.prior: Prior = prior

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from gentrain.engine.ema import Ema
 from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
+from gentrain.engine.turns import Turns
+from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture
 from gentrain.objectives.likelihoods import PixelLikelihood
-from gentrain.types import Images, Spec, Terms, UserError, to_signed
+from gentrain.types import Images, Spec, Terms, to_signed
 
 
 class Posterior(Protocol):
@@ -65,13 +67,18 @@ class Autoencoder(System):
         latent: int = 20,
         beta: float = 1.0,
         bound_samples: int = 64,
+        turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
-        super().__init__(spec, players, None, ema)
+        super().__init__(spec, players, turns, ema)
         if not spec.is_image:
             raise UserError("this autoencoder models the 256 levels of images; data= gives vectors, choose images")
         if latent < 1:
             raise UserError(f"model.latent={latent}: at least 1")
+        if beta < 0:
+            raise UserError(f"model.beta={beta}: 0 or more")
+        if bound_samples < 1:
+            raise UserError(f"model.bound_samples={bound_samples}: at least 1")
         self.loss = loss
         self.posterior = posterior
         self.latent = latent
@@ -120,12 +127,12 @@ class Autoencoder(System):
         """Evidence lower bound [B] nats of each image, from one draw of z (Kingma and Welling 2014, eq. 3)."""
         code = self._code(x)
         output = self.nets["decoder"](self.posterior.draw(code))
-        return self.loss.log_prob(output, self.loss.prepare(x)) - self.posterior.kl(code).sum(1)
+        return self.loss.log_prob(output, self.loss.prepare(x, fixed=True)) - self.posterior.kl(code).sum(1)
 
     def importance_bound(self, x: Tensor, samples: int = 64) -> Tensor:
         """Importance-weighted bound [B] nats from ``samples`` draws: at least the ELBO in expectation, and rising with
         their number towards log p(x) (Burda et al. 2016, arXiv 1509.00519, eq. 8)."""
-        code, target = self._code(x), self.loss.prepare(x)
+        code, target = self._code(x), self.loss.prepare(x, fixed=True)
         weights = []
         for _ in range(samples):
             z = self.posterior.draw(code)

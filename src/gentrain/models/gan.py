@@ -4,9 +4,10 @@ Paper: Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville, Ben
 Networks", arXiv 1406.2661, section 5 and algorithm 1; details from the authors' configuration for MNIST.
 Adds: the pair of networks. The game itself is ``objectives.adversarial``: ``minimax`` (eq. 1) or ``nonsaturating``
 (section 3, which the experiments used).
-Departs: the generator's output biases start at 0 rather than at the logits of the data's mean image, since a network is
-built without looking at the data. Works on the family's range [-1, 1] at the outside and on the paper's [0, 1] within.
-Vectors (toy data) get a linear output.
+Departs: trained by Adam, not by SGD with rising momentum and falling rate; noise is uniform, where the authors' MNIST
+code leaves its default, the normal; the generator's output biases start at 0 rather than at the logits of the data's
+mean image, since a network is built without looking at the data; samples come from averaged weights. Works on the
+family's range [-1, 1] at the outside and on the paper's [0, 1] within. Vectors (toy data) get a linear output.
 Checked by: tests/test_nets.py (maxout by its definition, range, dropout only in the critic, gradients, shapes).
 """
 
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gentrain.errors import UserError
 from gentrain.nets.layers import set_biases
-from gentrain.types import Spec, UserError
+from gentrain.types import Spec
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class GoodfellowMLP:
     def __post_init__(self) -> None:
         if self.pieces < 1:
             raise UserError(f"model.net.pieces must be 1 or more, got {self.pieces}")
+        for name in ("generator_hidden", "critic_hidden"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise UserError(f"model.net.{name} needs widths of 1 or more, got {list(getattr(self, name))}")
+        for name in ("generator_range", "critic_range"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"model.net.{name} must be above 0, got {getattr(self, name)}")
         for name, rate in (("input_dropout", self.input_dropout), ("dropout", self.dropout)):
             if not 0.0 <= rate < 1.0:
                 raise UserError(f"model.net.{name} must lie in [0, 1), got {rate}")

@@ -3,7 +3,8 @@
 Paper: Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875, Algorithm 1; the schedule of critic steps is that of the
 authors' code.
 Adds to the adversarial family: the clip after each critic step, and when the generator moves.
-Departs: the clip follows the step instead of preceding it, so the critic that the generator sees is always clipped.
+Departs: the clip follows each step, as in Algorithm 1 (the authors' code clips before it), so the critic that the
+generator sees is always clipped; samples come from averaged weights.
 Checked by: every weight within the bound after every step; the moves of the schedule counted.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from gentrain.errors import UserError
 from gentrain.objectives.penalties import clip_weights
 
 
@@ -21,6 +23,10 @@ class WeightClip:
     """Clamp every parameter of the critic to [-bound, bound]; buffers stay as they are."""
 
     bound: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise UserError(f"model.constraint.bound={self.bound}: a number above 0 is needed")
 
     def __call__(self, net: nn.Module) -> None:
         clip_weights(net, self.bound)
@@ -38,6 +44,12 @@ class CriticAhead:
     ahead: int = 100
     first: int = 25
     again: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("ahead", 1), ("first", 0), ("again", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"model.players.generator.every.{name}={value}: at least {least}")
 
     def __call__(self, iteration: int) -> bool:
         opening = self.first * self.ahead

@@ -20,8 +20,9 @@ from itertools import pairwise
 
 from torch import nn
 
+from gentrain.errors import UserError
 from gentrain.nets.layers import IMAGE_NORMS, Crop, Pad, choose, set_biases
-from gentrain.types import Spec, UserError
+from gentrain.types import Spec
 
 BASE = 4
 """Side of the smallest feature map: the code is projected to it, the encoder ends at it."""
@@ -33,9 +34,9 @@ class DCGAN:
 
     Stage i of n = log2(canvas / 4), but at least ``depth``, counted from the pixels, has ``width * 2**i`` channels and
     at most ``8 * width``.
-    ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``init_std``: of all weights and of the gains
-    around 1; None keeps PyTorch's initialisation (better for deep critics without normalisation). UserError for other
-    data or values.
+    ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``depth``: stages at least. ``init_std``: of all
+    weights and of the gains around 1; None keeps PyTorch's initialisation (better for deep critics without
+    normalisation). UserError for other data or values.
     """
 
     width: int = 64
@@ -52,6 +53,10 @@ class DCGAN:
             raise UserError(f"model.net.width must be 1 or more, got {self.width}")
         if self.kernel < 2:
             raise UserError(f"model.net.kernel must be 2 or more (stride is 2), got {self.kernel}")
+        if self.depth < 0:
+            raise UserError(f"model.net.depth must be 0 (as many as the size needs) or more, got {self.depth}")
+        if self.init_std is not None and not self.init_std > 0:
+            raise UserError(f"model.net.init_std must be above 0, or null for torch's own, got {self.init_std}")
 
     def decoder(self, spec: Spec, latent: int, *, channels: int | None = None, bounded: bool = True) -> nn.Module:
         """z [B Z] -> [B C' H W]; in [-1, 1] where ``bounded``."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 T = TypeVar("T")
 

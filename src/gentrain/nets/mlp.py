@@ -8,8 +8,9 @@ from itertools import pairwise
 
 from torch import nn
 
+from gentrain.errors import UserError
 from gentrain.nets.layers import ACTIVATIONS, INITS, VECTOR_NORMS, choose, set_biases
-from gentrain.types import Spec, UserError
+from gentrain.types import Spec
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ class AdversarialLoss:
 
     ``critic(real, fake)`` has the terms ``real`` and ``fake``; ``generator(fake)`` has the term ``adversarial``.
     ``probabilistic``: the critic's output is the logit of P(real), so that its sigmoid may be logged as a probability.
+    ``needs_lipschitz``: the game is meant for a critic of bounded slope; without a bound its loss has no minimum.
     """
 
     critic: Callable[[Tensor, Tensor], Terms]
     generator: Callable[[Tensor], Terms]
     probabilistic: bool
+    needs_lipschitz: bool = False
 
 
 def minimax() -> AdversarialLoss:
@@ -74,7 +76,9 @@ def hinge() -> AdversarialLoss:
 def wasserstein() -> AdversarialLoss:
     """WGAN (Arjovsky et al. 2017, arXiv 1701.07875, eq. 2-3). The critic must be kept Lipschitz by something else:
     weight clipping or a gradient penalty. Minus the critic's loss is the estimate of the distance."""
-    return AdversarialLoss(critic=_wasserstein_critic, generator=_raise_score, probabilistic=False)
+    return AdversarialLoss(
+        critic=_wasserstein_critic, generator=_raise_score, probabilistic=False, needs_lipschitz=True
+    )
 
 
 def _cross_entropy(real: Tensor, fake: Tensor) -> Terms:

@@ -12,6 +12,7 @@ Squashing to the range of the data is done here, in one place.
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentrain.types import UserError, to_signed
+from gentrain.errors import UserError
+from gentrain.types import to_signed
 
 HALF_BIN = 1.0 / 255.0
 """Half the distance of two neighbouring levels in [-1, 1]."""
@@ -45,8 +47,12 @@ class PixelLikelihood(Protocol):
         """What goes behind the decoder: holds the parameters that are the likelihood's own, or does nothing."""
         ...
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """uint8 [B C H W] to the float32 target [B C H W] that ``log_prob`` takes."""
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
+        """uint8 [B C H W] to the float32 target [B C H W] that ``log_prob`` takes.
+
+        ``fixed``: where the target is drawn, an image always gets the same draw, as an evaluation wants it: two bounds
+        on the likelihood are then bounds on that of one set of images.
+        """
         ...
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -55,10 +61,6 @@ class PixelLikelihood(Protocol):
 
     def mean(self, output: Tensor) -> Tensor:
         """The picture to show: [B C H W] in [-1, 1]."""
-        ...
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of x: [B C H W] in [-1, 1], on the levels of the data."""
         ...
 
 
@@ -84,11 +86,13 @@ class Bernoulli:
     def head(self) -> nn.Module:
         return nn.Identity()
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         unit = _require_bytes(x).float() / 255.0
         if self.binarize == "threshold":
             return (unit >= 0.5).float()
-        return torch.bernoulli(unit) if self.binarize == "sample" else unit
+        if self.binarize == "none":
+            return unit
+        return (_own_noise(x) < unit).float() if fixed else torch.bernoulli(unit)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         _require_channels(output, target.shape[1])
@@ -97,9 +101,6 @@ class Bernoulli:
 
     def mean(self, output: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(output.float()) - 1.0
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return 2.0 * torch.bernoulli(torch.sigmoid(output.float()), generator=generator) - 1.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Gaussian:
     def head(self) -> nn.Module:
         return SharedScale() if self.scale == "shared" else nn.Identity()
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -144,11 +145,6 @@ class Gaussian:
 
     def mean(self, output: Tensor) -> Tensor:
         return self._split(output)[0]
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        mu, log_scale = self._split(output)
-        noise = torch.randn(mu.shape, device=mu.device, generator=generator)
-        return _to_level(mu + log_scale.exp() * noise)
 
     def _split(self, output: Tensor, c: int | None = None) -> tuple[Tensor, Tensor]:
         """Mean [B C H W] and log sigma, which broadcasts against it."""
@@ -178,7 +174,7 @@ class DiscretizedLogistic:
     def head(self) -> nn.Module:
         return nn.Identity()
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -193,11 +189,6 @@ class DiscretizedLogistic:
 
     def mean(self, output: Tensor) -> Tensor:
         return _mean_and_scale(output.float())[0]
-
-    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        mu, log_scale = _mean_and_scale(output.float())
-        uniform = torch.rand(mu.shape, device=mu.device, generator=generator).clamp_(1e-6, 1.0 - 1e-6)
-        return _to_level(mu + log_scale.exp() * torch.logit(uniform))
 
 
 class SharedScale(nn.Module):
@@ -253,9 +244,12 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.log(-torch.expm1(-x))
 
 
-def _to_level(x: Tensor) -> Tensor:
-    """Nearest of the 256 levels, the outer ones taking all beyond: exactly the bins of ``log_prob``."""
-    return (x.clamp(-1.0, 1.0) + 1.0).mul(127.5).round_().div_(127.5).sub_(1.0)
+def _own_noise(x: Tensor) -> Tensor:
+    """U[0, 1) [B C H W], a function of each image: the same in any batch, run and on any device."""
+    images = x.cpu().contiguous()
+    seeds = [zlib.crc32(image.numpy().tobytes()) for image in images]
+    noise = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(x.device)
 
 
 def _require_bytes(x: Tensor) -> Tensor:

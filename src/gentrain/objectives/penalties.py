@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gentrain.types import Terms, UserError
+from gentrain.errors import UserError
+from gentrain.types import Terms
 
 Critic = Callable[[Tensor], Tensor]
 """Float samples [B ...] to scores [B] or [B 1]."""
@@ -63,11 +64,6 @@ def r1(critic: Critic, real: Tensor) -> Tensor:
     return 0.5 * _squared_gradient_norms(critic, real).mean()
 
 
-def r2(critic: Critic, fake: Tensor) -> Tensor:
-    """Half the mean squared slope at generated samples (the same paper, eq. 10 with gamma = 1)."""
-    return 0.5 * _squared_gradient_norms(critic, fake).mean()
-
-
 def dragan(critic: Critic, real: Tensor, *, target: float = 1.0) -> Tensor:
     """Mean over samples of (slope - target)^2 around the data (Kodali et al. 2017, arXiv 1705.07215).
 
@@ -88,7 +84,7 @@ class GradientPenalty:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_weight("gradient penalty weight", self.weight)
+        _check_weight("gradient penalty: weight", self.weight)
 
     def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
         return {"gradient_penalty": self.weight * gradient_penalty(critic, real, fake, one_sided=self.one_sided)}
@@ -102,7 +98,7 @@ class R1:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_weight("R1 gamma", self.gamma)
+        _check_weight("R1: gamma", self.gamma)
 
     def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
         return {"r1": self.gamma * r1(critic, real)}
@@ -116,7 +112,7 @@ class Dragan:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_weight("DRAGAN weight", self.weight)
+        _check_weight("DRAGAN: weight", self.weight)
 
     def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
         return {"dragan": self.weight * dragan(critic, real)}
@@ -139,7 +135,7 @@ def clip_weights(module: nn.Module, bound: float) -> None:
     Buffers stay: the running statistics of a normalisation are measurements, not weights.
     """
     if not bound > 0:
-        raise UserError(f"weight clipping needs a bound above 0, got {bound}")
+        raise UserError(f"weight clipping: bound={bound}: a number above 0 is needed")
     for parameter in module.parameters():
         parameter.clamp_(-bound, bound)
 
@@ -166,4 +162,4 @@ def _distance_to(norms: Tensor, target: float, one_sided: bool) -> Tensor:
 
 def _check_weight(what: str, value: float) -> None:
     if not value >= 0:
-        raise UserError(f"{what} must be 0 or more, got {value}")
+        raise UserError(f"{what}={value}: 0 or more is needed")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gentrain.errors import UserError
 from gentrain.report.canvas import write_atomically
-from gentrain.types import UserError
 
 Floats = npt.NDArray[np.float64]
 

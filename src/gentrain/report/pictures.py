@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from gentrain.errors import UserError
 from gentrain.report.canvas import (
     PAPER,
     Bytes,
@@ -33,7 +34,6 @@ from gentrain.report.canvas import (
     titled,
     write_atomically,
 )
-from gentrain.types import UserError
 
 AXES = (0.1, 0.06, 0.88, 0.88)
 """Left, bottom, width and height of a scatter's axes in its picture."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gentrain.engine.loggers.base import Guard, mask_secrets
-from gentrain.types import UserError
+from gentrain.errors import UserError
 
 
 class TensorBoard:

@@ -1,0 +1,108 @@
+"""From a resolved config to the parts of a run that fit together, or one line about the first thing that does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gentrain.check import bind, check, fits, misfit
+from gentrain.config import Node, build, nearest
+from gentrain.data.dataset import DataSet
+from gentrain.data.stream import stream
+from gentrain.engine.health import Health
+from gentrain.engine.precision import Precision
+from gentrain.engine.session import Budget, Devices, Scoring
+from gentrain.engine.state import seed_all
+from gentrain.engine.strategy import count_devices
+from gentrain.engine.system import System
+from gentrain.errors import UserError
+from gentrain.evaluation.protocol import require
+
+GIVEN = {"model": frozenset({"spec"})}
+SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None}
+SECTIONS = (
+    *("choices", "about", "published", "seed", "precision", "size", "kind", "wants", "data_root", "output", "name"),
+    *("trust", "train", "jobs", "trainer", "metrics", "callbacks", "logger", "turns", "loss", "model", "data"),
+)
+"""Every key at the root of a config."""
+
+
+def check_config(config: Node, *, trusted: bool = True) -> None:
+    """Everything that can be known to be wrong before data are read or networks built."""
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(f"{key}: there is no such key{nearest(key, SECTIONS)}")
+    check(config, GIVEN, trusted=trusted)
+    bind(Budget, config["train"], "train")
+    bind(Scoring, config["metrics"], "metrics")
+    bind(Devices, config["trainer"], "trainer")
+    for key, kind in SCALARS.items():
+        if not fits(config[key], kind):
+            raise UserError(misfit(key, config[key], kind))
+    budget = build_budget(config)
+    for name in ("batch_size", "iterations", "accumulate", "keep", "log_every"):
+        if getattr(budget, name) < 1:
+            raise UserError(f"train.{name}={getattr(budget, name)}: at least 1")
+    for name, least in (("threads", 1), ("workers", 0), ("timeout", 1)):
+        value = config["trainer"].get(name)
+        if value is not None and value < least:
+            raise UserError(f"trainer.{name}={value}: at least {least}")
+    _, world = count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
+    if budget.batch_size % (world * budget.accumulate):
+        parts = f"{world} ranks" if world > 1 else f"train.accumulate={budget.accumulate} parts"
+        both = f" of train.accumulate={budget.accumulate} parts each" if world > 1 and budget.accumulate > 1 else ""
+        raise UserError(
+            f"train.batch_size={budget.batch_size}: {parts}{both} would be unequal; use a multiple of"
+            f" {world * budget.accumulate}"
+        )
+
+
+def build_budget(config: Node) -> Budget:
+    return Budget(**config["train"])
+
+
+def build_system(config: Node, data: DataSet, *, seed: int, trusted: bool = True) -> System:
+    """The untrained system; its weights are a function of the seed."""
+    seed_all(seed)
+    system = build(config["model"], trusted=trusted, where="model", spec=data.spec)
+    if not isinstance(system, System):
+        raise UserError(f"model: {config['model'].get('_target_')} makes {type(system).__name__}, not a System")
+    return system
+
+
+@dataclass
+class Parts:
+    """What a config describes, built and found to fit together."""
+
+    data: DataSet
+    budget: Budget
+    scoring: Scoring
+    system: System
+    health: Health | None
+
+
+def assemble(config: Node, *, trusted: bool = True) -> Parts:
+    """Read the data and build the system. UserError for whatever would end a training of it before its first step."""
+    check_config(config, trusted=trusted)
+    data = build(config["data"], trusted=trusted, where="data")
+    budget = build_budget(config)
+    # The first batch, not drawn: refuses data smaller than a batch, and vectors that would be flipped.
+    stream(data.train, batch_size=budget.batch_size, seed=config["seed"], flip=budget.flip)
+    scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
+    system = build_system(config, data, seed=config["seed"], trusted=trusted)
+    require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
+    health = build(config["callbacks"], trusted=trusted, where="callbacks").get("health")
+    return Parts(data, budget, scoring, system, health)
+
+
+def rehearse(config: Node) -> str:
+    """Check a config, read its data and build its system, train nothing. Says what was found in one line."""
+    parts = assemble(config)
+    build(config["logger"], where="logger")
+    parts.system.prepare(total=parts.budget.iterations)
+    next(iter(stream(parts.data.train, batch_size=parts.budget.batch_size, seed=0)))
+    nets = parts.system.nets.items()
+    parameters = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in nets)
+    train, test = parts.data.train, parts.data.test
+    counts = f"{len(train)} training samples of {tuple(parts.data.spec.shape)}, {len(test)} to test"
+    return f"{counts}; parameters: {parameters}"

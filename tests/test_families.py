@@ -1,0 +1,163 @@
+"""What the families refuse at build time, and that no choice of a config is silently without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, tiny, words
+from torch import nn
+
+from gentrain.config import build, conf_dir, load_yaml, options
+from gentrain.data.cache import Storage
+from gentrain.data.sources import digits
+from gentrain.engine.fit import build_system, check_config
+from gentrain.engine.system import System
+from gentrain.engine.turns import Simultaneous
+from gentrain.errors import UserError
+from gentrain.evaluation.domain import Domain
+from gentrain.evaluation.likelihood import LikelihoodBound
+from gentrain.evaluation.metrics import ClassesShown, Distances
+from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
+from gentrain.evaluation.randomness import at_evaluation
+from gentrain.folder import RunFolder
+from gentrain.models.gan import GoodfellowMLP
+from gentrain.models.wgan import CriticAhead, WeightClip
+from gentrain.nets.dcgan import DCGAN
+from gentrain.objectives.penalties import R1, Dragan, GradientPenalty
+
+
+def built(*overrides: str) -> System:
+    config = tiny(*overrides)
+    check_config(config)
+    return build_system(config, digits(), seed=0)
+
+
+# A Lipschitz critic
+
+
+@pytest.mark.parametrize("model", ["dcgan", "gan"])
+def test_a_loss_that_needs_a_lipschitz_critic_is_refused_without_one(model: str, run: Run) -> None:
+    ended = run(*words(f"model={model}", "loss=wasserstein"))
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "model.penalties" in ended.err
+    assert "model.constraint" in ended.err
+
+
+@dataclass(frozen=True)
+class Halve:
+    """Any constraint will do: the family does not ask which."""
+
+    def __call__(self, net: nn.Module) -> None: ...
+
+
+def test_any_penalty_or_constraint_makes_it_right() -> None:
+    penalty = "+model.penalties={r1:{_target_:gentrain.objectives.penalties.R1,gamma:1.0}}"
+    assert built("model=dcgan", "loss=wasserstein", penalty, "model.net.critic_norm=none").loss.needs_lipschitz  # type: ignore[union-attr]
+    assert built("model=dcgan", "loss=wasserstein", "+model.constraint._target_=test_families.Halve").players()
+    assert built("model=wgan").players()
+    assert built("model=wgan_gp").players()
+    losses = {name: build(load_yaml(conf_dir() / "loss" / f"{name}.yaml")) for name in options("loss")}
+    assert [name for name, loss in losses.items() if getattr(loss, "needs_lipschitz", False)] == ["wasserstein"]
+
+
+# Numbers out of their range
+
+NET = {
+    "generator_hidden": [4],
+    "critic_hidden": [4],
+    "pieces": 2,
+    "input_dropout": 0.0,
+    "dropout": 0.0,
+    "generator_range": 0.05,
+    "critic_range": 0.005,
+}
+WRONG: list[tuple[Callable[[], object], str]] = [
+    (lambda: CriticAhead(every=0), r"every\.every=0"),
+    (lambda: CriticAhead(ahead=-1), r"every\.ahead=-1"),
+    (lambda: CriticAhead(first=-1), r"every\.first=-1"),
+    (lambda: CriticAhead(again=0), r"every\.again=0"),
+    (lambda: WeightClip(0.0), r"bound=0"),
+    (lambda: GradientPenalty(-1.0), "weight=-1"),
+    (lambda: R1(float("nan")), "gamma=nan"),
+    (lambda: Dragan(-0.1), "weight=-0.1"),
+    (lambda: DCGAN(depth=-1), "depth"),
+    (lambda: DCGAN(init_std=0.0), "init_std"),
+    (lambda: GoodfellowMLP(**NET | {"pieces": 0}), "pieces"),  # type: ignore[arg-type]
+    (lambda: GoodfellowMLP(**NET | {"critic_range": 0.0}), "critic_range"),  # type: ignore[arg-type]
+    (lambda: GoodfellowMLP(**NET | {"generator_hidden": [0]}), "generator_hidden"),  # type: ignore[arg-type]
+    (lambda: Storage(in_memory_bytes=-1), "in_memory_bytes"),
+    (lambda: LikelihoodBound(importance_samples=-1), "importance_samples"),
+    (lambda: LikelihoodBound(limit=0), "limit"),
+    (lambda: LikelihoodBound(batch=0), "batch"),
+    (lambda: Distances(Domain(), subset_size=1), "subset_size=1"),
+    (lambda: Distances(Domain(), subsets=0), "subsets=0"),
+    (lambda: Distances(Domain(), splits=0), "splits=0"),
+    (lambda: Distances(Domain(), reference=0), "reference=0"),
+    (lambda: ClassesShown(Domain(), share=0.0), "share"),
+    (lambda: ModesCovered(deviations=0.0), "deviations"),
+    (lambda: ModesCovered(share=1.5), "share"),
+    (lambda: SlicedWasserstein(directions=0), "directions"),
+    (lambda: built("model=dcgan", "model.latent=0"), "latent=0"),
+    (lambda: built("model=vae", "model.latent=0"), "latent=0"),
+    (lambda: built("model=vae", "+model.beta=-1"), "beta=-1"),
+    (lambda: built("model=vae", "+model.bound_samples=0"), "bound_samples=0"),
+]
+
+
+@pytest.mark.parametrize(("make", "named"), WRONG)
+def test_a_number_out_of_its_range_is_named(make: Callable[[], object], named: str) -> None:
+    with pytest.raises(UserError, match=named) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
+
+
+# Turns
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_turns_reach_every_model(model: str) -> None:
+    assert isinstance(built(f"model={model}", "turns=simultaneous").turns, Simultaneous)
+
+
+# Two bounds on one set of images
+
+
+def test_both_bounds_are_of_the_same_binarised_images() -> None:
+    """With K = 1 and the same draw of z both are one estimate; new binary images would differ by tens of nats."""
+    system = built("model=vae", "loss.binarize=sample")
+    x = digits().test.all(32).x
+    code = system._code(x)  # type: ignore[operator]
+    assert code.shape == (32, 8)
+    with torch.no_grad(), at_evaluation(system):
+        torch.nn.init.zeros_(next(system.nets["decoder"].parameters()))  # z reaches no pixel any more
+        log_prob = system.elbo(x) + system.posterior.kl(code).sum(1)  # type: ignore[operator, union-attr]
+        again = system.elbo(x) + system.posterior.kl(code).sum(1)  # type: ignore[operator, union-attr]
+        many = system.importance_bound(x, samples=4000)  # type: ignore[operator]
+    torch.testing.assert_close(log_prob, again, rtol=0, atol=1e-4)
+    torch.testing.assert_close(many, log_prob, rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("binarize", ["threshold", "sample"])
+def test_the_importance_weighted_bound_is_not_below_the_elbo(binarize: str, run: Run, workplace: Path) -> None:
+    assert run(*words("model=vae", f"loss.binarize={binarize}", "name=run")).code == 0
+    final = RunFolder.open(workplace / "outputs" / "run").card()["final"]
+    assert final["iw_bound_nats"] >= final["elbo_nats"]
+
+
+# The average of the weights, which no GAN's paper has
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_the_average_is_declared_and_can_be_switched_off(model: str) -> None:
+    text = (conf_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert "ema:" not in line or "ours" in line, "a departure from the paper is said where it is made"
+    for choice, averaged in (((), "ema:" in text), (("++model.ema=null",), False)):
+        system = built(f"model={model}", *choice)
+        system.prepare(total=1)
+        assert (system.average is not None) == averaged
+    assert "ema:" not in text or built(f"model={model}", "model.ema=null").ema is None
