@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from gentrain.config import TARGET, Node, conf_dir, nearest
+from gentrain.config import TARGET, Node, conf_dir, nearest, options
 from gentrain.errors import UserError
 
 SIZES = ("tiny", "small", "paper")
@@ -92,8 +92,10 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
         raise UserError(f"config {config_name}: a defaults list leads back to its own file") from None
     assert isinstance(config, dict)
     assert isinstance(with_choices, dict)
-    choices = {str(k): v for k, v in with_choices.items() if not str(k).startswith("hydra/")}
     plain: Node = {str(key): value for key, value in config.items()}
+    stored = plain.pop("choices", None)  # of a run's config.yaml, used as a root config
+    choices = {str(k): v for k, v in with_choices.items() if not str(k).startswith("hydra/")}
+    choices = {**stored, **choices} if isinstance(stored, dict) else choices
     for group in ("model", "data"):  # the run folder's name; a root config may hold them itself, without a choice
         if not isinstance(choices.get(group), str):
             node = plain.get(group)
@@ -158,13 +160,26 @@ def _one_line(error: Exception, overrides: Sequence[str], config_name: str, conf
             return f"{group}={name}: there is no such option{nearest(name, cause.options or [])}"
         return f"no config called {name} in {', '.join(str(place) for place in (*config_dirs, conf_dir()))}"
     if isinstance(error, InterpolationResolutionError):
-        return f"{error.full_key}: {str(error).splitlines()[0]}"
+        resolver, _, said = str(error).splitlines()[0].rpartition(" raised while resolving interpolation: ")
+        return said if resolver == UserError.__name__ else f"{error.full_key}: {said}"
+    if "Config group override must be" in str(error):
+        return _without_option(overrides, config_dirs) or str(error)
     key = _unknown_key(str(error), overrides)
     if key is not None and overrides:  # without overrides it is the root config itself that is wrong
         known = list(_keys(compose([], config_name=config_name, config_dirs=config_dirs).config))
         near = nearest(key, known) if key not in known else ""
         return f"{key}: there is no such key{near}; +{key}=... adds a new one"
     return " ".join(str(error).split())
+
+
+def _without_option(overrides: Sequence[str], config_dirs: Sequence[Path]) -> str | None:
+    """The line about ``data=null`` or ``size=3``, where the name of an option is needed."""
+    for override in overrides:
+        group, _, value = override.partition("=")
+        names = options(group.lstrip("+").split("@")[0], config_dirs)
+        if names and value not in names:
+            return f"{override}: the name of an option is needed (there are: {', '.join(names)})"
+    return None
 
 
 def _unknown_key(message: str, overrides: Sequence[str]) -> str | None:
