@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -26,6 +26,7 @@ from gentrain.commands.words import Words
 from gentrain.config import Node
 from gentrain.errors import FAULT, OK
 from gentrain.folder import RunFolder, new_path
+from gentrain.masking import mask_words
 
 GRACE_SECONDS = 60.0
 """A job that was told to stop and is still there after so long is killed: one iteration and one checkpoint fit in."""
@@ -105,8 +106,8 @@ def run(words: Words) -> int:
     jobs = []
     with Stop() as stop:
         for number, (overrides, config) in enumerate(zip(combinations, configs, strict=True)):
-            name = " ".join(sorted(set(overrides) - set(words.overrides))) or "the only one"
-            job_words = Words(overrides, config_name=words.config_name, config_dirs=words.config_dirs)
+            name = " ".join(mask_words(sorted(set(overrides) - set(words.overrides)))) or "the only one"
+            job_words = replace(words, overrides=overrides, multirun=False, sweep=words.command())
             place = root / f"{number:03d}-{_plain(name)}"
             jobs.append(Job(name, make_folder(config, job_words, place)))
         print(f"{len(jobs)} jobs in {root}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gentrain.config import nearest
 from gentrain.errors import UserError
+from gentrain.masking import mask_words
 
 
 @dataclass
@@ -18,6 +20,17 @@ class Words:
     multirun: bool = False
     config_name: str = "train"
     config_dirs: list[Path] = field(default_factory=list)
+    sweep: str | None = None
+    """For a job of a sweep: the command of the whole."""
+
+    def command(self) -> str:
+        """The command line again, to be pasted; secrets are masked."""
+        flags = ["-m"] if self.multirun else []
+        for place in self.config_dirs:
+            flags += ["-cd", str(place)]
+        if self.config_name != Words.config_name:
+            flags += ["-cn", self.config_name]
+        return shlex.join(["gentrain", *flags, *mask_words(self.overrides)])
 
 
 def read(arguments: Sequence[str]) -> Words:
