@@ -50,7 +50,8 @@ def forget_unless_started(folder: RunFolder) -> None:
 
 
 def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFolder:
-    """Freeze the config into a new run folder."""
+    """Freeze the config into a new run folder, with absolute paths: a run is resumed and scored from any folder."""
+    from gentrain.check import with_absolute_paths
     from gentrain.engine.fit import card_for
 
     choices = config["choices"]
@@ -66,7 +67,7 @@ def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFold
     card = card_for(config, words.command())
     if words.sweep is not None:
         card["sweep"] = words.sweep
-    return RunFolder.create(path, config, card)
+    return RunFolder.create(path, with_absolute_paths(config), card)
 
 
 def go(folder: RunFolder, config: Node, world: int, *, resume: bool, trusted: bool) -> int:
