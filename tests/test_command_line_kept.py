@@ -103,6 +103,7 @@ def test_a_secret_that_a_sweep_varies_names_no_folder(
 def test_words_are_masked_one_by_one() -> None:
     given = [
         "x.api_key=a b",
+        "address=1.2.3.4",
         "x={token:abc,y:1}",
         "mask_token=5",
         "x.token=null",

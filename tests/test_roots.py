@@ -131,3 +131,17 @@ def test_the_nearest_keys_are_those_of_the_own_root(own: Path) -> None:
         compose(["wants.flavuor=2"], config_name="my_root", config_dirs=[own])
     with pytest.raises(UserError, match="Interpolation key 'nope' not found"):
         compose(["seed=${nope}"], config_name="my_root", config_dirs=[own])
+
+
+def test_check_takes_what_train_takes(own: Path, run: Run) -> None:
+    write(own, "my_root", "defaults: [train, _self_]\nseed: 5\n")
+    root = ["-cd", "my_conf", "-cn", "my_root", *FEW]
+    shown = run("check", *root, "-m", "model=gan,dcgan", "seed=1,2", "name=mine").out.splitlines()
+    assert len(shown) == 4
+    for line, (model, seed) in zip(shown, [("gan", 1), ("gan", 2), ("dcgan", 1), ("dcgan", 2)], strict=True):
+        assert line.startswith("good: ")
+        assert f"model={model} seed={seed}" in line
+    assert run("check", "train", *root).out.startswith("good: ")
+    refused = run("check", *root, "name=../x")
+    assert (refused.code, refused.err.count("plain name")) == (2, 1)
+    assert not (own.parent / "outputs").exists()
