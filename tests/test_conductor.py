@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, tiny, words
+from fixtures_data import idx_set
 from test_contract import differences, logged, ready
 
 from gentrain.engine import checkpoint, precision
@@ -219,3 +220,20 @@ def test_check_refuses_what_train_refuses(
     assert ended.code == 2
     assert said in ended.err
     assert not list((workplace / "outputs").glob("*/*"))
+
+
+def test_a_run_goes_on_and_is_scored_from_any_folder(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative data_root is frozen as it was meant when the run began."""
+    idx_set(workplace / "data" / "fashion_mnist", train=64, test=20)
+    shared = ["model=dcgan", "data=fashion_mnist", "size=tiny", "trainer=cpu", "trainer.threads=1", "name=run"]
+    budget = ["train.iterations=3", "train.validate_every=3", "metrics.samples=70"]
+    assert run(*shared, *budget, "metrics.scores.distances.allow_few=true").code == 0
+    folder = workplace / "outputs" / "run"
+    (folder / "run.json").write_text(json.dumps({**card(workplace, "run"), "status": "failed"}), encoding="utf-8")
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    assert run("resume", f"run={folder}").code == 0
+    assert run("evaluate", f"run={folder}").code == 0
+    assert run("sample", "run=../outputs/run", "n=4").code == 0

@@ -33,7 +33,8 @@ def test_the_celeba_recipe_takes_twenty_steps_at_the_papers_size(
     assert main([*words, "train.validate_every=20"]) == 0
     run = tmp_path / "outputs" / "run"
     rows = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    assert [row.split(",")[:2] for row in rows[1:]] == [[str(i), str(64 * i)] for i in (5, 10, 15, 20)]
+    seen = list(dict.fromkeys(tuple(row.split(",")[:2]) for row in rows[1:]))
+    assert seen == [(str(i), str(64 * i)) for i in (5, 10, 15, 20)]
     assert "loss/critic/gradient_penalty" in rows[0]
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "samples" / "samples-latest.png").is_file()

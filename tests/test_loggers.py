@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from gentrain.engine import loggers
-from gentrain.engine.loggers import FINISHED, MetricsCsv, TensorBoard, mask_secrets
+from gentrain.engine.loggers import FINISHED, MetricsCsv, TensorBoard
 from gentrain.errors import UserError
+from gentrain.masking import mask_secrets
 
 ROOT = Path(__file__).parents[1]
 CANARY = "k3y-that-nobody-may-read"
@@ -146,6 +147,8 @@ def test_secrets_are_masked_at_any_depth_and_nothing_else_is() -> None:
         "seed": 3,
         "tokens": 512,
         "tokenizer": "bytes",
+        "mask_token": 0,
+        "token_net": {"_target_": "torch.nn.Linear"},
         "empty": {"password": None, "use_token": True, "api_key": ""},
         "wandb": {"API_KEY": CANARY, "list": [{"HF_TOKEN": CANARY}], "apikey": CANARY, "secrets": {"any": CANARY}},
         "db": {"password": 12345, "access_tokens": [CANARY]},
@@ -157,7 +160,7 @@ def test_secrets_are_masked_at_any_depth_and_nothing_else_is() -> None:
     assert repr(config) == before
     assert CANARY not in repr(masked)
     assert "12345" not in repr(masked)
-    kept = {key: masked[key] for key in ("seed", "tokens", "tokenizer", "empty")}
+    kept = {key: masked[key] for key in ("seed", "tokens", "tokenizer", "mask_token", "token_net", "empty")}
     assert kept == {key: config[key] for key in kept}
     assert masked["wandb"]["API_KEY"] == "***"
     assert masked["overrides"][2] == "model=wgan"

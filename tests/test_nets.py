@@ -251,7 +251,7 @@ def test_every_named_choice_of_the_dense_network_trains(activation: str, norm: s
         (lambda: DCGAN().encoder(Spec((2,)), 1), "use model/net=mlp"),
         (lambda: DCGAN().encoder(Spec((3, 8, 16)), 1), "square"),
         (lambda: DCGAN().encoder(images(4), 1), "5 pixels"),
-        (lambda: DCGAN(critic_norm="batc"), "critic_norm=batc is unknown: did you mean batch"),
+        (lambda: DCGAN(critic_norm="batc"), r"critic_norm=batc: unknown \(did you mean batch\?\)"),
         (lambda: DCGAN(kernel=1), "kernel"),
         (lambda: DCGAN(width=0), "width"),
         (lambda: MLP(activation="rely"), "did you mean relu"),

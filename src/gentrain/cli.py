@@ -49,8 +49,8 @@ keys: change any number with its dotted path, e.g. train.iterations=5000 model.n
 
 flags
   -m, --multirun    every combination of comma-separated values, each in its own process
-  -cd, --config-dir DIR    your own config folder, searched beside the shipped one
-  -cn, --config-name NAME  another root config
+  -cd, --config-dir DIR    your own config folder, searched before the shipped one
+  -cn, --config-name NAME  another root config, shipped or in DIR
   debug=true or GENTRAIN_DEBUG=1    show tracebacks for user errors too
   --version, --help, --hydra-help
   eval "$(gentrain -sc install=bash)"    tab completion
@@ -77,9 +77,11 @@ def _run(arguments: list[str]) -> int:
         print(f"gentrain {__version__}")
         return 0
     if any(argument.split("=")[0] in FOR_HYDRA for argument in arguments):
+        from gentrain.commands.words import place
         from gentrain.compose import hydra_main
 
-        hydra_main([argument for argument in arguments if argument != "train"])
+        words, flags = place(arguments[1:] if arguments[0] in ("train", "check") else arguments)
+        hydra_main(flags, config_name=words.config_name, config_dirs=words.config_dirs)
         return 0
     word, rest = "train", arguments
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):

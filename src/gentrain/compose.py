@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
-from gentrain.config import Node, conf_dir, nearest
+from gentrain.config import TARGET, Node, conf_dir, nearest, options
 from gentrain.errors import UserError
 
 SIZES = ("tiny", "small", "paper")
@@ -38,10 +44,25 @@ def _place(root: DictConfig, key: str, valid: Sequence[str]) -> int:
     return valid.index(value)
 
 
-def _register() -> None:
+class OwnFolders(SearchPathPlugin):
+    """The user's config folders, searched before the shipped one, also for the root config. Hydra's own
+    ``hydra.searchpath`` comes too late for that: it holds from when the root has been read."""
+
+    places: ClassVar[tuple[Path, ...]] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for place in self.places:
+            search_path.prepend("gentrain", f"file://{place.absolute()}", SearchPathQuery(provider="main"))
+
+
+def _register(config_dirs: Iterable[Path]) -> None:
     # Both only choose among values that stand in the config: no resolver runs code or reads the machine.
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
     OmegaConf.register_new_resolver("by_kind", _by_kind, replace=True)
+    OwnFolders.places = tuple(config_dirs)
+    if OwnFolders not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(OwnFolders)
+    GlobalHydra.instance().clear()
 
 
 @dataclass(frozen=True)
@@ -52,26 +73,34 @@ class Composed:
     overrides: tuple[str, ...]
 
 
-def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs: Iterable[Path] = ()) -> Composed:
+def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs: Sequence[Path] = ()) -> Composed:
     """The config of one job. UserError, in one line, for a word that Hydra or OmegaConf cannot take."""
-    _register()
-    places = [f"file://{Path(place).absolute()}" for place in config_dirs]
-    search = [f"hydra.searchpath=[{','.join(places)}]"] if places else []
-    GlobalHydra.instance().clear()
+    _register(config_dirs)
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            raw = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
+            raw = hydra.compose(config_name, list(overrides), return_hydra_config=True)
         with_choices = OmegaConf.to_container(raw.hydra.runtime.choices)
         OmegaConf.set_struct(raw, False)
         del raw["hydra"]
         config = OmegaConf.to_container(raw, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
         # Hydra checks some of what users write with bare asserts and ValueErrors; nothing of ours runs in there.
-        raise UserError(_one_line(error, overrides, config_name, places)) from error
+        raise UserError(_one_line(error, overrides, config_name, config_dirs)) from error
+    except YAMLError as error:
+        raise UserError(f"not valid YAML: {error}") from error
+    except RecursionError:
+        raise UserError(f"config {config_name}: a defaults list leads back to its own file") from None
     assert isinstance(config, dict)
     assert isinstance(with_choices, dict)
-    choices = {str(k): v for k, v in with_choices.items() if not str(k).startswith("hydra/")}
     plain: Node = {str(key): value for key, value in config.items()}
+    stored = plain.pop("choices", None)  # of a run's config.yaml, used as a root config
+    choices = {str(k): v for k, v in with_choices.items() if not str(k).startswith("hydra/")}
+    choices = {**stored, **choices} if isinstance(stored, dict) else choices
+    for group in ("model", "data"):  # the run folder's name; a root config may hold them itself, without a choice
+        if not isinstance(choices.get(group), str):
+            node = plain.get(group)
+            target = node.get(TARGET) if isinstance(node, dict) else None
+            choices[group] = str(target or group).rpartition(".")[2].lower()
     return Composed({"choices": choices, **plain}, tuple(overrides))
 
 
@@ -87,23 +116,35 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def hydra_main(argv: Sequence[str]) -> None:
-    """Let Hydra itself answer ``--cfg``, ``--info``, ``--hydra-help``, ``-sc`` and their kin."""
-    _register()
+def hydra_main(flags: Sequence[str], *, config_name: str = "train", config_dirs: Sequence[Path] = ()) -> None:
+    """Let Hydra itself answer ``--cfg``, ``--info``, ``--hydra-help``, ``-sc`` and their kin. ``flags``: them and the
+    overrides. UserError, in one line, where an override is wrong."""
+    _register(config_dirs)
 
-    @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
+    @hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")
     def nothing(_config: DictConfig) -> None:
         """Never reached: the flags that come here answer before a job starts."""
 
-    before = sys.argv
-    sys.argv = ["gentrain", *argv]
+    before, said = sys.argv, io.StringIO()
+    sys.argv = ["gentrain", *flags]
     try:
-        nothing()
+        with contextlib.redirect_stderr(said):
+            nothing()
+    except ValueError as error:  # two of its flags that do not go together
+        raise UserError(str(error)) from error
+    except SystemExit as ended:
+        if ended.code == 1:  # our own words for it, where there are any
+            overrides = [flag for flag in flags if not flag.startswith("-") and ("=" in flag or flag.startswith("~"))]
+            compose(overrides, config_name=config_name, config_dirs=config_dirs)
+            raise UserError(said.getvalue().split("Set the environment variable")[0]) from None
+        sys.stderr.write(said.getvalue())
+        raise
     finally:
         sys.argv = before
+    sys.stderr.write(said.getvalue())
 
 
-def _one_line(error: Exception, overrides: Sequence[str], config_name: str, places: Sequence[str]) -> str:
+def _one_line(error: Exception, overrides: Sequence[str], config_name: str, config_dirs: Sequence[Path]) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, (MissingConfigException, OverrideParseException)):
         if isinstance(cause.__cause__, UserError):
@@ -117,13 +158,28 @@ def _one_line(error: Exception, overrides: Sequence[str], config_name: str, plac
         group, _, name = cause.missing_cfg_file.rpartition("/")
         if group:
             return f"{group}={name}: there is no such option{nearest(name, cause.options or [])}"
-        return f"no config called {name} in {', '.join([str(conf_dir()), *places])}"
+        return f"no config called {name} in {', '.join(str(place) for place in (*config_dirs, conf_dir()))}"
+    if isinstance(error, InterpolationResolutionError):
+        resolver, _, said = str(error).splitlines()[0].rpartition(" raised while resolving interpolation: ")
+        return said if resolver == UserError.__name__ else f"{error.full_key}: {said}"
+    if "Config group override must be" in str(error):
+        return _without_option(overrides, config_dirs) or str(error)
     key = _unknown_key(str(error), overrides)
-    if key is not None:
-        known = list(_keys(compose([], config_name=config_name).config))
+    if key is not None and overrides:  # without overrides it is the root config itself that is wrong
+        known = list(_keys(compose([], config_name=config_name, config_dirs=config_dirs).config))
         near = nearest(key, known) if key not in known else ""
         return f"{key}: there is no such key{near}; +{key}=... adds a new one"
     return " ".join(str(error).split())
+
+
+def _without_option(overrides: Sequence[str], config_dirs: Sequence[Path]) -> str | None:
+    """The line about ``data=null`` or ``size=3``, where the name of an option is needed."""
+    for override in overrides:
+        group, _, value = override.partition("=")
+        names = options(group.lstrip("+").split("@")[0], config_dirs)
+        if names and value not in names:
+            return f"{override}: the name of an option is needed (there are: {', '.join(names)})"
+    return None
 
 
 def _unknown_key(message: str, overrides: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ import yaml
 
 from gentrain.config import Node, load_yaml
 from gentrain.errors import UserError
+from gentrain.masking import mask_secrets
 
 SAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 
@@ -62,12 +63,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Node, card: dict[str, Any]) -> RunFolder:
-        """Make the folder and freeze the config in it."""
+        """Make the folder and freeze the config in it, without its secrets: who reads it, a rank or a job of a sweep
+        or a checkpoint, never has them."""
         folder = cls(path.absolute())
         try:
             for place in (folder.path, folder.checkpoints, folder.samples):
                 place.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+            text = yaml.safe_dump(mask_secrets(config), sort_keys=False, allow_unicode=True, width=120)
             folder.config_file.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(

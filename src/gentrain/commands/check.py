@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from gentrain.commands.words import read
 from gentrain.errors import OK
+from gentrain.folder import safe_name
+from gentrain.masking import mask_words
 
 
 def run(arguments: Sequence[str]) -> int:
-    words = read(arguments)
+    words = read(arguments[1:] if arguments and arguments[0] == "train" else arguments)
     from gentrain.compose import compose, expand
 
     jobs = expand(words.overrides) if words.multirun else [words.overrides]
@@ -18,5 +20,8 @@ def run(arguments: Sequence[str]) -> int:
         from gentrain.engine.fit import rehearse
 
         facts = rehearse(config)
-        print(f"good: {' '.join(overrides) or 'the default config'}: {facts}")
+        if config["name"] is not None:
+            safe_name(config["name"], "name")
+        chosen = " ".join(mask_words(overrides)) or "the default config"
+        print(f"good: {chosen}: {facts}", flush=True)
     return OK

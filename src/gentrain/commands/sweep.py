@@ -1,24 +1,41 @@
 """``gentrain -m key=a,b ...``: every combination, each job in its own process, folder and log; one table at the end.
 
 All jobs are composed and checked before the first one starts. A job gets its frozen config and nothing else: no job can
-change another's settings, and one that dies, however it dies, takes nobody with it.
+change another's settings, and one that dies, however it dies, takes nobody with it. A signal to the sweep goes on to
+the jobs that run, which save and stop; the others are not started.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, Any
 
 from gentrain.commands.train import make_folder
 from gentrain.commands.words import Words
 from gentrain.config import Node
 from gentrain.errors import FAULT, OK
 from gentrain.folder import RunFolder, new_path
+from gentrain.masking import mask_words
+
+GRACE_SECONDS = 60.0
+"""A job that was told to stop and is still there after so long is killed: one iteration and one checkpoint fit in."""
+
+ECHO_SECONDS = 0.5
+"""A signal that comes again within so long is the same one: ``timeout`` and batch systems send it to a process and to
+its group."""
+
+NOT_STARTED, STOPPED, FINISHED = "not started", "stopped", "finished"
 
 
 @dataclass
@@ -30,6 +47,46 @@ class Job:
     code: int | None = None
     started: float = 0.0
     seconds: float = 0.0
+    told: bool = False
+    """Whether the sweep has told it to stop."""
+
+    @property
+    def status(self) -> str:
+        if self.code is None:
+            return NOT_STARTED
+        if self.code == 0:
+            return FINISHED
+        # One that is told to stop before it listens, or that does not stop in time, ends by the signal itself.
+        stopped = self.code in (130, 143) or (self.told and self.code < 0)
+        return STOPPED if stopped else f"failed ({self.code})"
+
+
+class Stop:
+    """Which signal has asked the sweep to stop, and whether a second one has asked for haste."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.at = 0.0
+        self.at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # elsewhere no handler can be set
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self.at = number, now
+        elif now - self.at > ECHO_SECONDS:
+            self.at_once = True
 
 
 def run(words: Words) -> int:
@@ -47,45 +104,92 @@ def run(words: Words) -> int:
     first = configs[0]
     root = new_path(Path(first["output"]) / "sweeps", first["name"])
     jobs = []
-    for number, (overrides, config) in enumerate(zip(combinations, configs, strict=True)):
-        name = " ".join(sorted(set(overrides) - set(words.overrides))) or "the only one"
-        job_words = Words(overrides, config_name=words.config_name, config_dirs=words.config_dirs)
-        place = root / f"{number:03d}-{_plain(name)}"
-        jobs.append(Job(name, make_folder(config, job_words, place)))
-    print(f"{len(jobs)} jobs in {root}")
-    run_all(jobs, parallel=max(1, first["jobs"]["parallel"]))
-    print(table(jobs))
-    failed = [job for job in jobs if job.code != 0]
+    with Stop() as stop:
+        for number, (overrides, config) in enumerate(zip(combinations, configs, strict=True)):
+            name = " ".join(mask_words(sorted(set(overrides) - set(words.overrides)))) or "the only one"
+            job_words = replace(words, overrides=overrides, multirun=False, sweep=words.command())
+            place = root / f"{number:03d}-{_plain(name)}"
+            jobs.append(Job(name, make_folder(config, job_words, place)))
+        print(f"{len(jobs)} jobs in {root}")
+        try:
+            run_all(jobs, max(1, first["jobs"]["parallel"]), stop)
+        finally:
+            print(table(jobs))
+        return verdict(jobs, root, stop)
+
+
+def verdict(jobs: Sequence[Job], root: Path, stop: Stop) -> int:
+    """Say how to go on with what was stopped and how many failed. Returns the exit code of the sweep."""
+    open_ended = [job.folder.path.name for job in jobs if job.status in (STOPPED, NOT_STARTED)]
+    failed = [job for job in jobs if job.status not in (FINISHED, STOPPED, NOT_STARTED)]
+    if open_ended:
+        each = " ".join(shlex.quote(name) for name in open_ended)
+        print(f"to go on: gentrain resume run={shlex.quote(str(root))}/FOLDER with each FOLDER of: {each}")
     if failed:
         print(f"gentrain: {len(failed)} of {len(jobs)} jobs failed", file=sys.stderr)
-    return FAULT if failed else OK
+    if stop.received is not None and open_ended:
+        return 128 + stop.received
+    return FAULT if failed or open_ended else OK
 
 
-def run_all(jobs: Sequence[Job], parallel: int) -> None:
-    """Run every job, ``parallel`` at a time. An interrupt stops the running jobs, which save first."""
+def run_all(jobs: Sequence[Job], parallel: int, stop: Stop) -> None:
+    """Run every job, ``parallel`` at a time. None is left behind, whether a signal or an exception ends this."""
     waiting, running = list(jobs), list[Job]()
     slots = list(range(parallel))
     taken: dict[int, int] = {}
     try:
-        while waiting or running:
-            while waiting and slots:
-                job = waiting.pop(0)
+        while running or (waiting and stop.received is None):
+            while waiting and slots and stop.received is None:
+                job = waiting[0]
                 taken[id(job)] = slots.pop(0)
                 _start(job, taken[id(job)], parallel)
-                running.append(job)
+                running.append(waiting.pop(0))
+                print(f"start  {job.name}", flush=True)
+            if stop.received is not None and _tell(running, stop):
+                print(f"stopping {len(running)} jobs; a second signal kills them", file=sys.stderr, flush=True)
             time.sleep(0.05)
             for job in [j for j in running if j.process is not None and j.process.poll() is not None]:
                 running.remove(job)
                 slots.append(taken.pop(id(job)))
                 _finish(job)
     finally:
-        for job in running:
-            assert job.process is not None
-            job.process.terminate()
-        for job in running:
-            assert job.process is not None
-            job.process.wait()
-            _finish(job)
+        for job in waiting:
+            job.folder.update_card(status=NOT_STARTED)
+        _end(running, stop)
+
+
+def _tell(running: Sequence[Job], stop: Stop) -> bool:
+    """Pass the signal on, once; kill after the grace period or when asked again. Whether any job heard it now."""
+    late = stop.at_once or time.monotonic() - stop.at > GRACE_SECONDS
+    heard = False
+    for job in running:
+        assert job.process is not None
+        if late:
+            _kill(job)
+        elif not job.told:
+            # To the job alone: one of several devices hands it to its ranks itself, and twice would be haste.
+            job.process.send_signal(signal.SIGINT if stop.received == signal.SIGINT else signal.SIGTERM)
+            heard = True
+        job.told = True
+    return heard
+
+
+def _kill(job: Job) -> None:
+    """Kill the job with all that it started; harmless where nothing is left."""
+    assert job.process is not None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(job.process.pid, signal.SIGKILL)
+
+
+def _end(running: Sequence[Job], stop: Stop) -> None:
+    """When the sweep itself fails: the jobs save and stop all the same."""
+    if stop.received is None:
+        stop.received, stop.at = signal.SIGTERM, time.monotonic()
+    while any(job.process is not None and job.process.poll() is None for job in running):
+        _tell(running, stop)
+        time.sleep(0.05)
+    for job in running:
+        _finish(job)
 
 
 def _start(job: Job, slot: int, parallel: int) -> None:
@@ -103,13 +207,11 @@ def _start(job: Job, slot: int, parallel: int) -> None:
         stdin=subprocess.DEVNULL,
         stdout=job.log,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C goes to all processes of a terminal: it must reach a job once, through here
     )
-    print(f"start  {job.name}", flush=True)
 
 
 def _visible_gpus() -> list[str]:
-    import os
-
     import torch
 
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -120,13 +222,20 @@ def _finish(job: Job) -> None:
     assert job.process is not None
     assert job.log is not None
     job.log.close()
-    job.code, job.seconds = job.process.returncode, time.monotonic() - job.started
-    if job.code == 0:
+    job.code, job.seconds = job.process.wait(), time.monotonic() - job.started
+    if job.status == FINISHED:
         print(f"done   {job.name} ({job.seconds:.0f} s)", flush=True)
+        return
+    _kill(job)  # ranks that outlive the process that started them
+    unfinished = job.folder.card().get("status") in ("running", "created")
+    if job.status == STOPPED:
+        if unfinished:
+            job.folder.update_card(status=STOPPED)
+        print(f"stop   {job.name} ({job.seconds:.0f} s)", flush=True)
         return
     reason = f"signal {-job.code}" if job.code < 0 else f"exit code {job.code}"
     last = _last_line(job.folder.path / "console.txt")
-    if job.folder.card().get("status") in ("running", "created"):
+    if unfinished:
         job.folder.update_card(status="failed", error=f"{reason}: {last}")
     print(f"FAILED {job.name} ({reason}; {job.folder.path / 'console.txt'}): {last}", file=sys.stderr, flush=True)
 
@@ -149,8 +258,7 @@ def table(jobs: Sequence[Job]) -> str:
     for job, card in zip(jobs, cards, strict=True):
         final = card.get("final") or {}
         scores = [f"{final[name]:.4g}" if name in final else "-" for name in names]
-        status = "finished" if job.code == 0 else f"failed ({job.code})"
-        view.add_row(job.name, status, *scores, f"{job.seconds:.0f}", job.folder.path.name)
+        view.add_row(job.name, job.status, *scores, f"{job.seconds:.0f}", job.folder.path.name)
     console = Console(width=None if sys.stdout.isatty() else 200)
     with console.capture() as captured:
         console.print(view)

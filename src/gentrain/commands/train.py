@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     fit.refuse_foreign_launcher()
     folder = make_folder(config, words)
     try:
-        code = go(folder, config, world, resume=False, trusted=True)
+        code = go(folder, folder.config(), world, resume=False, trusted=True)
     except UserError:
         forget_unless_started(folder)
         raise
@@ -51,7 +50,8 @@ def forget_unless_started(folder: RunFolder) -> None:
 
 
 def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFolder:
-    """Freeze the config into a new run folder."""
+    """Freeze the config into a new run folder, with absolute paths: a run is resumed and scored from any folder."""
+    from gentrain.check import with_absolute_paths
     from gentrain.engine.fit import card_for
 
     choices = config["choices"]
@@ -64,8 +64,10 @@ def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFold
         raise UserError(f"{path} is a run already; resume run={path}, or choose another name=")
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path} holds other files; choose another name= or output=")
-    command = shlex.join(["gentrain", *words.overrides])
-    return RunFolder.create(path, config, card_for(config, command))
+    card = card_for(config, words.command())
+    if words.sweep is not None:
+        card["sweep"] = words.sweep
+    return RunFolder.create(path, with_absolute_paths(config), card)
 
 
 def go(folder: RunFolder, config: Node, world: int, *, resume: bool, trusted: bool) -> int:

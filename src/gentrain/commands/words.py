@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gentrain.config import nearest
 from gentrain.errors import UserError
+from gentrain.masking import mask_words
 
 
 @dataclass
@@ -18,37 +20,58 @@ class Words:
     multirun: bool = False
     config_name: str = "train"
     config_dirs: list[Path] = field(default_factory=list)
+    sweep: str | None = None
+    """For a job of a sweep: the command of the whole."""
+
+    def command(self) -> str:
+        """The command line again, to be pasted; secrets are masked."""
+        flags = ["-m"] if self.multirun else []
+        for place in self.config_dirs:
+            flags += ["-cd", str(place)]
+        if self.config_name != Words.config_name:
+            flags += ["-cn", self.config_name]
+        return shlex.join(["gentrain", *flags, *mask_words(self.overrides)])
 
 
 def read(arguments: Sequence[str]) -> Words:
     """Split flags from overrides. UserError for an unknown flag or a flag without its value."""
-    words = Words()
-    rest = iter(arguments)
+    words, rest = place(arguments)
     for argument in rest:
-        flag, equals, value = argument.partition("=")
-        if flag in ("-m", "--multirun"):
+        if argument in ("-m", "--multirun"):
             words.multirun = True
-        elif flag in ("-cn", "--config-name"):
-            words.config_name = value if equals else _value(flag, rest)
-        elif flag in ("-cd", "--config-dir"):
-            place = Path(value if equals else _value(flag, rest))
-            if not place.is_dir():
-                raise UserError(f"{flag} {place}: no such folder")
-            words.config_dirs.append(place)
         elif argument.startswith("-"):
-            raise UserError(f"{argument}: no such flag{nearest(flag, ['--multirun', '--config-dir', '--config-name'])}")
-        elif not equals and not argument.startswith("~"):
+            known = ["--multirun", "--config-dir", "--config-name"]
+            raise UserError(f"{argument}: no such flag{nearest(argument.split('=')[0], known)}")
+        elif "=" not in argument and not argument.startswith("~"):
             raise UserError(f"{argument}: not of the form key=value")
         else:
             words.overrides.append(argument)
     return words
 
 
-def _value(flag: str, rest: object) -> str:
-    value = next(rest, None)  # type: ignore[call-overload]
+def place(arguments: Sequence[str]) -> tuple[Words, list[str]]:
+    """Where the config lies (``-cd``, ``-cn``), and all other arguments as they came."""
+    words, others = Words(), list[str]()
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag in ("-cn", "--config-name"):
+            words.config_name = value if equals else _value(flag, rest)
+        elif flag in ("-cd", "--config-dir"):
+            folder = Path(value if equals else _value(flag, rest))
+            if not folder.is_dir():
+                raise UserError(f"{flag} {folder}: no such folder")
+            words.config_dirs.append(folder)
+        else:
+            others.append(argument)
+    return words, others
+
+
+def _value(flag: str, rest: Iterator[str]) -> str:
+    value = next(rest, None)
     if value is None:
         raise UserError(f"{flag}: a value must follow")
-    return str(value)
+    return value
 
 
 def options(arguments: Sequence[str], allowed: dict[str, str | None], word: str) -> dict[str, str]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gentrain.check import bind, check, fits, misfit
-from gentrain.config import Node, build, nearest
+from gentrain.config import Node, build, nearest, options
 from gentrain.data.dataset import DataSet
 from gentrain.data.stream import stream
 from gentrain.engine.health import Health
+from gentrain.engine.loggers import Logger
 from gentrain.engine.precision import Precision
-from gentrain.engine.session import Budget, Devices, Scoring
+from gentrain.engine.session import Budget, Callbacks, Devices, Jobs, Scoring
 from gentrain.engine.state import seed_all
 from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
@@ -19,12 +20,18 @@ from gentrain.errors import UserError
 from gentrain.evaluation.protocol import require
 
 GIVEN = {"model": frozenset({"spec"})}
-SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None}
+SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None, "output": str}
+BOUND = {"train": Budget, "metrics": Scoring, "trainer": Devices, "jobs": Jobs, "callbacks": Callbacks}
 SECTIONS = (
     *("choices", "about", "published", "seed", "precision", "size", "kind", "wants", "data_root", "output", "name"),
     *("trust", "train", "jobs", "trainer", "metrics", "callbacks", "logger", "turns", "loss", "model", "data"),
 )
 """Every key at the root of a config."""
+
+NEEDED = tuple(
+    key for key in SECTIONS if key not in ("about", "published", "size", "kind", "wants", "data_root", "turns", "loss")
+)
+"""Those that are read by name; of the others, other keys may be made."""
 
 
 def check_config(config: Node, *, trusted: bool = True) -> None:
@@ -32,10 +39,15 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
     for key in config:
         if key not in SECTIONS:
             raise UserError(f"{key}: there is no such key{nearest(key, SECTIONS)}")
+    for key in NEEDED:
+        if key not in config:
+            raise UserError(f"{key}: every config needs this key; {_remedy(key)}")
     check(config, GIVEN, trusted=trusted)
-    bind(Budget, config["train"], "train")
-    bind(Scoring, config["metrics"], "metrics")
-    bind(Devices, config["trainer"], "trainer")
+    for key, section in BOUND.items():
+        bind(section, config[key], key)
+    Jobs(**config["jobs"])
+    if config["logger"] and not fits(config["logger"], Logger):
+        raise UserError(misfit("logger", config["logger"], Logger))
     for key, kind in SCALARS.items():
         if not fits(config[key], kind):
             raise UserError(misfit(key, config[key], kind))
@@ -43,6 +55,10 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
     for name in ("batch_size", "iterations", "accumulate", "keep", "log_every"):
         if getattr(budget, name) < 1:
             raise UserError(f"train.{name}={getattr(budget, name)}: at least 1")
+    for name in ("validate_every", "checkpoint_every"):
+        value = getattr(budget, name)
+        if value is not None and value < 0:
+            raise UserError(f"train.{name}={value}: at least 1, or 0 for never")
     for name, least in (("threads", 1), ("workers", 0), ("timeout", 1)):
         value = config["trainer"].get(name)
         if value is not None and value < least:
@@ -55,6 +71,13 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
             f"train.batch_size={budget.batch_size}: {parts}{both} would be unequal; use a multiple of"
             f" {world * budget.accumulate}"
         )
+
+
+def _remedy(key: str) -> str:
+    names = options(key)
+    if names:
+        return f"choose {key}= one of {', '.join(names)}"
+    return f"leave out ~{key}, or write it into your root config"
 
 
 def build_budget(config: Node) -> Budget:

@@ -13,6 +13,7 @@ from gentrain.data.dataset import DataSet
 from gentrain.engine.health import Health
 from gentrain.engine.loggers import Logger
 from gentrain.engine.progress import RichProgress
+from gentrain.errors import UserError
 from gentrain.evaluation.metrics import Metric
 from gentrain.folder import RunFolder
 
@@ -46,12 +47,30 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Jobs:
+    """The ``jobs`` section, of a sweep: how many run at a time."""
+
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        if self.parallel < 1:
+            raise UserError(f"jobs.parallel={self.parallel}: at least 1")
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """The ``callbacks`` section: what looks at a run from outside. None leaves it out."""
+
+    health: Health | None = None
+
+
+@dataclass(frozen=True)
 class Devices:
     """The ``trainer`` section: where a run takes place. ``timeout``: seconds until a silent rank ends the run."""
 
     accelerator: str = "auto"
     devices: int | str = 1
-    backend: str | None = None
+    backend: Literal["gloo", "nccl", "mpi", "ucc"] | None = None
     timeout: float = 300.0
     threads: int | None = None
     workers: int = 0

@@ -46,7 +46,10 @@ def count_devices(accelerator: str, devices: int | str) -> tuple[str, int]:
         raise UserError("trainer.accelerator=gpu: no CUDA device is visible here; use trainer=cpu")
     if devices == "auto":
         return kind, max(available, 1) if kind == "cuda" else 1
-    count = int(devices)
+    try:
+        count = int(devices)
+    except ValueError:
+        raise UserError(f"trainer.devices={devices}: a whole number or auto is needed") from None
     if count < 1:
         raise UserError(f"trainer.devices={devices}: at least 1")
     if kind == "cuda" and count > available:

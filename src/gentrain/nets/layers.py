@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from gentrain.config import nearest
 from gentrain.errors import UserError
 
 T = TypeVar("T")
@@ -49,12 +49,10 @@ INITS: dict[str, Callable[[Tensor], object]] = {
 
 
 def choose(table: Mapping[str, T], name: str, key: str) -> T:
-    """``table[name]``, or a UserError that names the config key, the nearest valid name and all others."""
+    """``table[name]``, or a UserError that names the config key and the valid names near it."""
     if name in table:
         return table[name]
-    near = get_close_matches(name, table, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"{key}={name} is unknown: {hint}choose from {', '.join(table)}")
+    raise UserError(f"{key}={name}: unknown{nearest(name, table)}")
 
 
 class Pad(nn.Module):

@@ -5,9 +5,9 @@ The keys are the same everywhere: ``loss/<player>/<term>``, ``score/real``, ``sc
 images seen, never optimiser steps.
 """
 
-from gentrain.engine.loggers.base import FINISHED, Logger, mask_secrets
+from gentrain.engine.loggers.base import FINISHED, Logger
 from gentrain.engine.loggers.metrics_csv import MetricsCsv
 from gentrain.engine.loggers.tensorboard import TensorBoard
 from gentrain.engine.loggers.wandb import Wandb
 
-__all__ = ["FINISHED", "Logger", "MetricsCsv", "TensorBoard", "Wandb", "mask_secrets"]
+__all__ = ["FINISHED", "Logger", "MetricsCsv", "TensorBoard", "Wandb"]

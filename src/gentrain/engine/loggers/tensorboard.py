@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gentrain.engine.loggers.base import Guard, mask_secrets
+from gentrain.engine.loggers.base import Guard
 from gentrain.errors import UserError
+from gentrain.masking import mask_secrets
 
 
 class TensorBoard:

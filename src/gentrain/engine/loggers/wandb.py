@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from gentrain.engine.loggers.base import FINISHED, Guard, log, mask_secrets, mask_text, one_line
+from gentrain.engine.loggers.base import FINISHED, Guard, log, one_line
+from gentrain.masking import mask_secrets, mask_words
 
 START_SECONDS = 5.0
 """A server that does not answer delays the start by this much at most."""
@@ -164,7 +165,7 @@ def _default_hosts() -> set[str]:
 def _masked_command_line() -> Iterator[None]:
     """The service records the command line of the process, ``some.api_key=...`` included."""
     real = sys.argv
-    sys.argv = [mask_text(argument) for argument in real]
+    sys.argv = mask_words(real)
     try:
         yield
     finally:
