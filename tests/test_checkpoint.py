@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_every_cut_and_every_flipped_bit_is_seen(tmp_path: Path) -> None:
 
 def test_the_newest_whole_one_is_taken_and_the_damaged_are_named_and_kept(tmp_path: Path) -> None:
     for i in (1, 2, 3):
-        checkpoint.save({**STATE, "number": i}, tmp_path / checkpoint.file_name(i))
+        state = {**STATE, "number": i, "run": "a", "system": {"clock": {"iteration": i}}}
+        checkpoint.save(state, tmp_path / checkpoint.file_name(i))
     bad = tmp_path / checkpoint.file_name(3)
     bad.write_bytes(bad.read_bytes()[:-100])
     found = checkpoint.newest_whole(tmp_path)
@@ -66,6 +68,13 @@ def test_the_newest_whole_one_is_taken_and_the_damaged_are_named_and_kept(tmp_pa
     assert len(passed_over) == 1
     assert bad.name in passed_over[0]
     assert bad.exists()
+    with pytest.raises(UserError, match=r"no whole checkpoint is left .*is of another run \(a, this one is b\)"):
+        checkpoint.newest_whole(tmp_path, "b")
+    shutil.copyfile(tmp_path / checkpoint.file_name(1), tmp_path / checkpoint.file_name(7))
+    found = checkpoint.newest_whole(tmp_path, "a")
+    assert found is not None
+    assert found[0].name == checkpoint.file_name(2)
+    assert "iteration-000000007.ckpt: holds iteration 1" in found[2][0]
     for path in checkpoint.steps(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="no whole checkpoint"):

@@ -7,6 +7,7 @@ or a cut tail is seen when it is read, and the file still opens with ``torch.loa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -14,6 +15,7 @@ import re
 import shutil
 import struct
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +30,12 @@ MARK = b"gentrain-sha256:"
 COMMENT_SIZE = len(MARK) + 64
 END_RECORD_SIZE = 22
 NAME = re.compile(r"iteration-(\d{9})\.ckpt")
+
+
+PASSING = (errno.EIO, errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of network file systems that may be gone a moment later."""
+
+RETRY_SECONDS = 1.0
 
 
 class DamagedError(UserError):
@@ -83,7 +91,19 @@ def _signed(archive: bytes) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside ``path``, flush to disk, rename over it, flush the folder."""
+    """Write beside ``path``, flush to disk, rename over it, flush the folder. Tried again once where a disk hiccups."""
+    for last in (False, True):
+        try:
+            _write_beside(path, data)
+            break
+        except OSError as error:
+            if last or error.errno not in PASSING:
+                raise UserError(f"{path}: cannot be written, {len(data):,} bytes needed ({error.strerror})") from None
+            time.sleep(RETRY_SECONDS)
+    sync_folder(path.parent)
+
+
+def _write_beside(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".part", dir=path.parent)
     try:
@@ -92,10 +112,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except OSError as error:
+    except OSError:
         Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written, {len(data):,} bytes needed ({error.strerror})") from None
-    sync_folder(path.parent)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -141,17 +160,29 @@ def steps(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("iteration-*.ckpt") if NAME.fullmatch(p.name)), reverse=True)
 
 
-def newest_whole(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest checkpoint that verifies, its content, and a line for each damaged one passed over."""
+def newest_whole(folder: Path, run: str | None = None) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The newest checkpoint that verifies, its content, and a line for each one passed over: damaged, not of the
+    iteration that it is called by, or not of ``run`` (the id in the run card)."""
     passed_over: list[str] = []
     for path in steps(folder):
         try:
-            return path, load(path), passed_over
+            state = load(path)
+            belongs(state, path, run)
+            return path, state, passed_over
         except DamagedError as error:
             passed_over.append(str(error))
     if passed_over:
         raise UserError(f"{folder}: no whole checkpoint is left ({'; '.join(passed_over)})")
     return None
+
+
+def belongs(state: Mapping[str, Any], path: Path, run: str | None) -> None:
+    """DamagedError if a whole checkpoint is another one than its place says."""
+    iteration = state["system"]["clock"]["iteration"]
+    if path.name != file_name(iteration):
+        raise DamagedError(f"{path}: holds iteration {iteration}")
+    if run is not None and state["run"] != run:
+        raise DamagedError(f"{path}: is of another run ({state['run']}, this one is {run})")
 
 
 def retire(folder: Path, keep: int) -> None:

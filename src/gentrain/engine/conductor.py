@@ -223,6 +223,7 @@ class Conductor(lightning.Callback):
             "best": self.best,
             "report": self.report,
             "owed": self.owed,
+            "run": session.identity,
             "seed": session.seed,
             "precision": system.precision_name,
             "world_size": session.world,

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import secrets
 import sys
 import time
 import traceback
@@ -80,6 +81,7 @@ def _begin(
         seed=config["seed"],
         rank=rank,
         world=world,
+        identity=folder.card().get("id"),
         resumed=resumed,
         seconds_before=0.0 if resumed is None else resumed["seconds"],
     )
@@ -136,7 +138,7 @@ def _play(session: Session, system: System, conductor: Conductor) -> None:
 
 def _set_back(session: Session, system: System, error: NonFiniteError) -> dict[str, Any]:
     """The last checkpoint, to go on from with a smaller step; or the error, which then says where the last one is."""
-    found = checkpoint.newest_whole(session.folder.checkpoints)
+    found = checkpoint.newest_whole(session.folder.checkpoints, session.identity)
     if found is None:
         raise NonFiniteError(f"{error}; no checkpoint was written yet") from error
     path, state, _ = found
@@ -189,7 +191,7 @@ def _write_results(session: Session, results: dict[str, Any], status: str) -> No
 
 
 def _last_state(folder: RunFolder, data: DataSet) -> dict[str, Any] | None:
-    found = checkpoint.newest_whole(folder.checkpoints)
+    found = checkpoint.newest_whole(folder.checkpoints, folder.card().get("id"))
     if found is None:
         return None
     path, state, passed_over = found
@@ -219,6 +221,7 @@ def card_for(config: Node, command: str) -> dict[str, Any]:
     """The run card at the start: what is known before anything ran."""
     return {
         "status": "created",
+        "id": secrets.token_hex(8),
         "command": command,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "choices": config["choices"],

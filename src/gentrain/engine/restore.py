@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +28,7 @@ def load_system(folder: RunFolder, which: str = "last", *, device: str = "cpu", 
         raise UserError(f"{folder.path}: the run has not started yet, there is nothing to load")
     spec = Spec(**{key: tuple(value) for key, value in card["spec"].items()})
     config = folder.config()
-    state = checkpoint.load(find(folder, which))
+    state = _state(folder, which)
     system = build(config["model"], trusted=trusted, where="model", spec=spec)
     assert isinstance(system, System)
     system.to(place)
@@ -43,6 +45,18 @@ def device_called(name: str) -> torch.device:
     if name == "cuda" and not there:
         raise UserError("device=cuda: no CUDA device is visible here; use device=cpu")
     return torch.device("cuda", 0) if there and name != "cpu" else torch.device("cpu")
+
+
+def _state(folder: RunFolder, which: str) -> dict[str, Any]:
+    """A checkpoint by name; for ``last``, where that file is gone or damaged, the newest whole step."""
+    try:
+        return checkpoint.load(find(folder, which))
+    except UserError as error:
+        found = checkpoint.newest_whole(folder.checkpoints, folder.card().get("id")) if which == "last" else None
+        if found is None:
+            raise
+        print(f"gentrain: {error}; taking {found[0].name}", file=sys.stderr)
+        return found[1]
 
 
 def find(folder: RunFolder, which: str) -> Path:

@@ -113,6 +113,8 @@ class Session:
     seed: int
     rank: int
     world: int
+    identity: str | None = None
+    """Of the run, from its card: no other run's checkpoint is taken for its own."""
     resumed: Mapping[str, Any] | None = None
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0

@@ -258,9 +258,13 @@ class System(lightning.LightningModule, ABC):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave. Networks and optimisers must be of the same make (RuntimeError otherwise)."""
+        """Put back what ``state`` gave. Networks and optimisers must be of the same make (RuntimeError otherwise).
+        UserError where only one of the two has an average."""
+        if (self.average is None) != (state["average"] is None):
+            has, wants = ("an", "none") if self.average is None else ("no", "one")
+            raise UserError(f"model.ema: the checkpoint has {has} average of the weights, the config asks for {wants}")
         self.nets.load_state_dict(state["nets"])
-        if self.average is not None and state["average"] is not None:
+        if self.average is not None:
             self.average.load_state_dict(state["average"])
             self.average.forget_places()
         for name, optimizer in self.optimizers_by_name.items():
