@@ -133,6 +133,15 @@ def test_the_nearest_keys_are_those_of_the_own_root(own: Path) -> None:
         compose(["seed=${nope}"], config_name="my_root", config_dirs=[own])
 
 
+def test_list_shows_own_files_before_shipped_ones(own: Path, run: Run) -> None:
+    write(own, "model/gan", "# Mine.\nabout: {family: GAN, paper: none, can: [sample]}\n")
+    write(own, "turns/odd", "# Odd ones.\n{}\n")
+    listed = json.loads(run("list", "-cd", "my_conf", "models", "turns", "--json").out)
+    assert {record["name"]: record["what"] for record in listed["models"]}["gan"] == "Mine"
+    assert [record["name"] for record in listed["turns"]] == ["alternating", "odd", "simultaneous"]
+    assert "Mine" not in run("list", "models", "--json").out
+
+
 def test_check_takes_what_train_takes(own: Path, run: Run) -> None:
     write(own, "my_root", "defaults: [train, _self_]\nseed: 5\n")
     root = ["-cd", "my_conf", "-cn", "my_root", *FEW]

@@ -49,7 +49,7 @@ keys: change any number with its dotted path, e.g. train.iterations=5000 model.n
 
 flags
   -m, --multirun    every combination of comma-separated values, each in its own process
-  -cd, --config-dir DIR    your own config folder, searched before the shipped one
+  -cd, --config-dir DIR    your own config folder, searched before the shipped one; for `list` too
   -cn, --config-name NAME  another root config, shipped or in DIR
   debug=true or GENTRAIN_DEBUG=1    show tracebacks for user errors too
   --version, --help, --hydra-help
@@ -87,7 +87,7 @@ def _run(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
         word, rest = arguments[0], arguments[1:]
     if word not in WORDS:
-        raise UserError(f"{word}: no such word{nearest(word, WORDS)}; see gentrain --help")
+        raise UserError(f"{word}: no such word{nearest(word, WORDS)}; choices are key=value; see gentrain --help")
     command = importlib.import_module(f"gentrain.commands.{word}")
     code: int = command.run(rest)
     return code

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gentrain.commands.words import place
 from gentrain.config import conf_dir, load_yaml, nearest
 from gentrain.errors import OK, UserError
 
@@ -20,18 +21,22 @@ GROUPS = {
     "sizes": "size",
     "trainers": "trainer",
     "loggers": "logger",
+    "turns": "turns",
+    "callbacks": "callbacks",
+    "debug": "debug",
 }
 
 
 def run(arguments: Sequence[str]) -> int:
+    words, arguments = place(arguments)
     names = [a for a in arguments if not a.startswith("-")]
     unknown = [a for a in arguments if a.startswith("-") and a != "--json"]
     if unknown:
-        raise UserError(f"list: {unknown[0]}: no such flag (there is: --json)")
+        raise UserError(f"list: {unknown[0]}: no such flag (there are: --config-dir, --json)")
     for name in names:
         if name not in GROUPS:
             raise UserError(f"list: {name}: unknown{nearest(name, GROUPS)}")
-    found = {name: entries(GROUPS[name]) for name in (names or GROUPS)}
+    found = {name: entries(GROUPS[name], words.config_dirs) for name in (names or GROUPS)}
     if "--json" in arguments:
         print(json.dumps(found[names[0]] if len(names) == 1 else found, indent=2))
     else:
@@ -39,9 +44,14 @@ def run(arguments: Sequence[str]) -> int:
     return OK
 
 
-def entries(group: str) -> list[dict[str, Any]]:
-    """One record for each option of a config group: its name, its first comment, and a model's ``about``."""
-    return [_entry(file) for file in sorted((conf_dir() / group).glob("*.yaml"))]
+def entries(group: str, config_dirs: Sequence[Path] = ()) -> list[dict[str, Any]]:
+    """One record for each option of a config group: its name, its first comment, and a model's ``about``. Of two files
+    of one name, the one in the earlier folder counts, as when it is chosen."""
+    files: dict[str, Path] = {}
+    for folder in (*config_dirs, conf_dir()):
+        for file in (folder / group).glob("*.yaml"):
+            files.setdefault(file.stem, file)
+    return [_entry(files[name]) for name in sorted(files)]
 
 
 def _entry(file: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def read(arguments: Sequence[str]) -> Words:
         if argument in ("-m", "--multirun"):
             words.multirun = True
         elif argument.startswith("-"):
-            known = ["--multirun", "--config-dir", "--config-name"]
+            known = ["--multirun", "--config-dir", "--config-name", "--help", "--version"]
             raise UserError(f"{argument}: no such flag{nearest(argument.split('=')[0], known)}")
         elif "=" not in argument and not argument.startswith("~"):
             raise UserError(f"{argument}: not of the form key=value")
