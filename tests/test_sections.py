@@ -12,11 +12,11 @@ from gentrain.engine.assemble import NEEDED, check_config
 from gentrain.errors import UserError
 
 WRONG = [
-    ("jobs.parallel=two", r"jobs\.parallel: 'two' does not fit, int"),
-    ("jobs.parallel=0", r"jobs\.parallel=0: at least 1"),
-    ("jobs=null", "jobs: None does not fit, a mapping"),
+    ("sweep.parallel=two", r"sweep\.parallel: 'two' does not fit, int"),
+    ("sweep.parallel=0", r"sweep\.parallel=0: at least 1"),
+    ("sweep=null", "jobs: None does not fit, a mapping"),
     ("jobs=3", "jobs: 3 does not fit, a mapping"),
-    ("+jobs.foo=1", r"jobs\.foo: .*there are: parallel"),
+    ("+sweep.foo=1", r"sweep\.foo: .*there are: parallel"),
     ("train=null", "train: None does not fit, a mapping"),
     ("data=null", "data=null: the name of an option .*digits"),
     ("model=null", "model=null: the name of an option .*wgan_gp"),
@@ -62,7 +62,7 @@ def test_a_section_that_is_missing_is_named(key: str) -> None:
         check_config(config)
 
 
-@pytest.mark.parametrize("word", ["~callbacks", "~seed", "~logger", "~train", "~data", "~jobs"])
+@pytest.mark.parametrize("word", ["~callbacks", "~seed", "~logger", "~train", "~data", "~sweep"])
 def test_training_without_it_is_one_line_and_leaves_no_folder(word: str, run: Run, workplace: Path) -> None:
     given = [w for w in words() if not w.startswith(word[1:] + "=")]
     ended = run(*given, word)

@@ -40,7 +40,7 @@ def test_a_job_that_fails_and_one_that_is_killed_leave_the_others_alone(
 
     monkeypatch.setattr("gentrain.engine.launch.worker_command", command)
     rates = "model.players.critic.optimizer.lr=1e-4,1e30,3e-4,2e-4"
-    ended = run("-m", *words("model=dcgan", rates), *FEW, "train.iterations=9", "jobs.parallel=2")
+    ended = run("-m", *words("model=dcgan", rates), *FEW, "train.iterations=9", "sweep.parallel=2")
     assert ended.code == 1
     assert "2 of 4 jobs failed" in ended.err
     assert [card["status"] for card in cards(workplace)] == ["finished", "failed", "failed", "finished"]

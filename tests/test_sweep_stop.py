@@ -60,7 +60,7 @@ def no_orphans(workplace: Path) -> Iterator[None]:
 def long_sweep(workplace: Path) -> Iterator[subprocess.Popen[str]]:
     """Three endless jobs, two at a time, both of them training."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "gentrain", "-m", *words(*LONG), "seed=0,1,2", "jobs.parallel=2"],
+        [sys.executable, "-m", "gentrain", "-m", *words(*LONG), "seed=0,1,2", "sweep.parallel=2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,6 +11,7 @@ from gentrain.commands.words import options, yes
 from gentrain.config import Node
 from gentrain.errors import OK, UserError
 from gentrain.folder import RunFolder
+from gentrain.masking import mask_secrets
 
 FREE = (
     *("choices", "name", "output", "data_root", "trust", "resume", "sweep", "logger", "callbacks", "trainer"),
@@ -31,6 +32,15 @@ def run(arguments: Sequence[str]) -> int:
     return go_on(folder, allowed, trusted=yes(given["trust"], "trust"))
 
 
+def go_on_with(folder: RunFolder, config: Node) -> int:
+    """``resume=auto``: the run of this name, if the command asks for the same one."""
+    refuse_changes(folder.config(), mask_secrets(config), (), f"resume=auto: {folder.path}", "choose another name=")
+    if folder.card().get("status") == "finished":
+        print(f"{folder.path}: finished already\n{summary(folder)}")
+        return OK
+    return go_on(folder, trusted=True)
+
+
 def go_on(folder: RunFolder, allowed: Sequence[str] = (), *, trusted: bool) -> int:
     """Resume the run of a folder. UserError if its config is no longer the one it was trained with."""
     config = folder.config()
@@ -47,7 +57,7 @@ def go_on(folder: RunFolder, allowed: Sequence[str] = (), *, trusted: bool) -> i
     return code
 
 
-def refuse_changes(before: Node, now: Node, allowed: Sequence[str], where: str) -> None:
+def refuse_changes(before: Node, now: Node, allowed: Sequence[str], where: str, remedy: str = "") -> None:
     """UserError naming the keys that differ, unless they are ``FREE`` or below one of ``allowed``."""
     then, today = dict(_flat(before)), dict(_flat(now))
     differing = [key for key in {**then, **today} if then.get(key, "absent") != today.get(key, "absent")]
@@ -56,8 +66,8 @@ def refuse_changes(before: Node, now: Node, allowed: Sequence[str], where: str) 
         each = [f"{key} ({then.get(key, 'absent')} -> {today.get(key, 'absent')})" for key in kept[:SHOWN]]
         more = f" and {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
         raise UserError(
-            f"{where}: not what the run was trained with: {', '.join(each)}{more}; put it back, or say"
-            f" allow={','.join(kept[:SHOWN])} if it is meant"
+            f"{where}: not what the run was trained with: {', '.join(each)}{more}; put it back, or"
+            f" {remedy or 'say allow=' + ','.join(kept[:SHOWN]) + ' if it is meant'}"
         )
 
 

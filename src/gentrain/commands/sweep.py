@@ -16,17 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
-from gentrain.commands.train import make_folder
+from gentrain.commands.jobs import FINISHED, NOT_STARTED, STOPPED, Job, plan
 from gentrain.commands.words import Words
 from gentrain.config import Node
 from gentrain.errors import FAULT, OK
-from gentrain.folder import RunFolder, new_path
-from gentrain.masking import mask_words
 
 GRACE_SECONDS = 60.0
 """A job that was told to stop and is still there after so long is killed: one iteration and one checkpoint fit in."""
@@ -34,31 +31,6 @@ GRACE_SECONDS = 60.0
 ECHO_SECONDS = 0.5
 """A signal that comes again within so long is the same one: ``timeout`` and batch systems send it to a process and to
 its group."""
-
-NOT_STARTED, STOPPED, FINISHED = "not started", "stopped", "finished"
-
-
-@dataclass
-class Job:
-    name: str
-    folder: RunFolder
-    process: subprocess.Popen[bytes] | None = None
-    log: IO[bytes] | None = None
-    code: int | None = None
-    started: float = 0.0
-    seconds: float = 0.0
-    told: bool = False
-    """Whether the sweep has told it to stop."""
-
-    @property
-    def status(self) -> str:
-        if self.code is None:
-            return NOT_STARTED
-        if self.code == 0:
-            return FINISHED
-        # One that is told to stop before it listens, or that does not stop in time, ends by the signal itself.
-        stopped = self.code in (130, 143) or (self.told and self.code < 0)
-        return STOPPED if stopped else f"failed ({self.code})"
 
 
 class Stop:
@@ -101,18 +73,13 @@ def run(words: Words) -> int:
         fit.check_config(config)
         fit.count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
         configs.append(config)
-    first = configs[0]
-    root = new_path(Path(first["output"]) / "sweeps", first["name"])
-    jobs = []
     with Stop() as stop:
-        for number, (overrides, config) in enumerate(zip(combinations, configs, strict=True)):
-            name = " ".join(mask_words(sorted(set(overrides) - set(words.overrides)))) or "the only one"
-            job_words = replace(words, overrides=overrides, multirun=False, sweep=words.command())
-            place = root / f"{number:03d}-{_plain(name)}"
-            jobs.append(Job(name, make_folder(config, job_words, place)))
-        print(f"{len(jobs)} jobs in {root}")
+        root, jobs = plan(words, combinations, configs)
+        done = [job for job in jobs if job.code == 0]
+        print(f"{len(jobs)} jobs in {root}" + (f", {len(done)} of them done before" if done else ""))
+        settings = configs[0]["sweep"]
         try:
-            run_all(jobs, max(1, first["jobs"]["parallel"]), stop)
+            run_all([job for job in jobs if job.code is None], settings["parallel"], stop, retries=settings["retry"])
         finally:
             print(table(jobs))
         return verdict(jobs, root, stop)
@@ -121,10 +88,10 @@ def run(words: Words) -> int:
 def verdict(jobs: Sequence[Job], root: Path, stop: Stop) -> int:
     """Say how to go on with what was stopped and how many failed. Returns the exit code of the sweep."""
     open_ended = [job.folder.path.name for job in jobs if job.status in (STOPPED, NOT_STARTED)]
-    failed = [job for job in jobs if job.status not in (FINISHED, STOPPED, NOT_STARTED)]
+    failed = [job for job in jobs if job.failed]
     if open_ended:
         each = " ".join(shlex.quote(name) for name in open_ended)
-        print(f"to go on: gentrain resume run={shlex.quote(str(root))}/FOLDER with each FOLDER of: {each}")
+        print(f"to go on: the same command again, or gentrain resume run={shlex.quote(str(root))}/FOLDER of: {each}")
     if failed:
         print(f"gentrain: {len(failed)} of {len(jobs)} jobs failed", file=sys.stderr)
     if stop.received is not None and open_ended:
@@ -132,8 +99,9 @@ def verdict(jobs: Sequence[Job], root: Path, stop: Stop) -> int:
     return FAULT if failed or open_ended else OK
 
 
-def run_all(jobs: Sequence[Job], parallel: int, stop: Stop) -> None:
-    """Run every job, ``parallel`` at a time. None is left behind, whether a signal or an exception ends this."""
+def run_all(jobs: Sequence[Job], parallel: int, stop: Stop, retries: int = 0) -> None:
+    """Run every job, ``parallel`` at a time, and one that fails up to ``retries`` times more, from its last checkpoint.
+    None is left behind, whether a signal or an exception ends this."""
     waiting, running = list(jobs), list[Job]()
     slots = list(range(parallel))
     taken: dict[int, int] = {}
@@ -152,9 +120,12 @@ def run_all(jobs: Sequence[Job], parallel: int, stop: Stop) -> None:
                 running.remove(job)
                 slots.append(taken.pop(id(job)))
                 _finish(job)
+                if job.failed and job.tries <= retries and stop.received is None:
+                    waiting.append(job)
     finally:
         for job in waiting:
-            job.folder.update_card(status=NOT_STARTED)
+            if job.folder.card().get("status") == "created":
+                job.folder.update_card(status=NOT_STARTED)
         _end(running, stop)
 
 
@@ -199,10 +170,11 @@ def _start(job: Job, slot: int, parallel: int) -> None:
     gpus = _visible_gpus()
     if parallel > 1 and gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    job.log = (job.folder.path / "console.txt").open("wb")
-    job.started = time.monotonic()
+    job.log = (job.folder.path / "console.txt").open("ab")  # what it said before it failed stays there
+    job.started, job.code = time.monotonic(), None
+    job.tries += 1
     job.process = subprocess.Popen(
-        worker_command(job.folder.path, resume=False, trusted=True),
+        worker_command(job.folder.path, resume=job.again or job.tries > 1, trusted=True),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=job.log,
@@ -263,7 +235,3 @@ def table(jobs: Sequence[Job]) -> str:
     with console.capture() as captured:
         console.print(view)
     return captured.get().rstrip()
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "=.,_-" else "-" for c in name)[:80]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from gentrain.check import with_absolute_paths
 from gentrain.commands.words import Words, read
 from gentrain.config import Node
 from gentrain.errors import MISTAKE, OK, UserError
@@ -28,6 +29,11 @@ def run(arguments: Sequence[str]) -> int:
     fit.check_config(config)
     _, world = fit.count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
     fit.refuse_foreign_launcher()
+    earlier = begun(config)
+    if earlier is not None:
+        from gentrain.commands.resume import go_on_with
+
+        return go_on_with(earlier, with_absolute_paths(config))
     folder = make_folder(config, words)
     try:
         code = go(folder, folder.config(), world, resume=False, trusted=True)
@@ -41,6 +47,16 @@ def run(arguments: Sequence[str]) -> int:
     return code
 
 
+def begun(config: Node) -> RunFolder | None:
+    """The run that ``resume=auto`` goes on with, if it was begun before. UserError without a name to find it by."""
+    if config["resume"] != "auto":
+        return None
+    if config["name"] is None:
+        raise UserError("resume=auto: name= is missing, by which the run is found again")
+    path = new_path(Path(config["output"]), config["name"])
+    return RunFolder.open(path) if (path / "config.yaml").exists() else None
+
+
 def forget_unless_started(folder: RunFolder) -> None:
     """Remove the folder of a run that a mistake ended before its first iteration."""
     if folder.card().get("status") == "created":
@@ -51,7 +67,6 @@ def forget_unless_started(folder: RunFolder) -> None:
 
 def make_folder(config: Node, words: Words, path: Path | None = None) -> RunFolder:
     """Freeze the config into a new run folder, with absolute paths: a run is resumed and scored from any folder."""
-    from gentrain.check import with_absolute_paths
     from gentrain.engine.fit import card_for
 
     choices = config["choices"]

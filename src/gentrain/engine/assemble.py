@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gentrain.check import bind, check, fits, misfit
 from gentrain.config import Node, build, nearest, options
@@ -12,7 +12,7 @@ from gentrain.data.stream import stream
 from gentrain.engine.health import Health
 from gentrain.engine.loggers import Logger
 from gentrain.engine.precision import Precision
-from gentrain.engine.session import Budget, Callbacks, Devices, Jobs, Scoring
+from gentrain.engine.session import Budget, Callbacks, Devices, Scoring, SweepSettings
 from gentrain.engine.state import seed_all
 from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
@@ -21,10 +21,24 @@ from gentrain.evaluation.protocol import require
 
 GIVEN = {"model": frozenset({"spec"})}
 SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None, "output": str}
-BOUND = {"train": Budget, "metrics": Scoring, "trainer": Devices, "jobs": Jobs, "callbacks": Callbacks}
+SCALARS["resume"] = Literal["never", "auto"]
+BOUND = {"train": Budget, "metrics": Scoring, "trainer": Devices, "sweep": SweepSettings, "callbacks": Callbacks}
 SECTIONS = (
     *("choices", "about", "published", "seed", "precision", "size", "kind", "wants", "data_root", "output", "name"),
-    *("trust", "train", "jobs", "trainer", "metrics", "callbacks", "logger", "turns", "loss", "model", "data"),
+    *(
+        "resume",
+        "trust",
+        "train",
+        "sweep",
+        "trainer",
+        "metrics",
+        "callbacks",
+        "logger",
+        "turns",
+        "loss",
+        "model",
+        "data",
+    ),
 )
 """Every key at the root of a config."""
 
@@ -45,7 +59,7 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
     check(config, GIVEN, trusted=trusted)
     for key, section in BOUND.items():
         bind(section, config[key], key)
-    Jobs(**config["jobs"])
+    SweepSettings(**config["sweep"])
     if config["logger"] and not fits(config["logger"], Logger):
         raise UserError(misfit("logger", config["logger"], Logger))
     for key, kind in SCALARS.items():

@@ -47,14 +47,17 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Jobs:
-    """The ``jobs`` section, of a sweep: how many run at a time."""
+class SweepSettings:
+    """The ``sweep`` section: how many jobs run at a time, and how often one that fails is tried again."""
 
     parallel: int = 1
+    retry: int = 0
 
     def __post_init__(self) -> None:
         if self.parallel < 1:
-            raise UserError(f"jobs.parallel={self.parallel}: at least 1")
+            raise UserError(f"sweep.parallel={self.parallel}: at least 1")
+        if self.retry < 0:
+            raise UserError(f"sweep.retry={self.retry}: at least 0")
 
 
 @dataclass(frozen=True)
