@@ -4,10 +4,10 @@ Paper: Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville, Ben
 Networks", arXiv 1406.2661, section 5 and algorithm 1; details from the authors' configuration for MNIST.
 Adds: the pair of networks. The game itself is ``objectives.adversarial``: ``minimax`` (eq. 1) or ``nonsaturating``
 (section 3, which the experiments used).
-Departs: trained by Adam, not by SGD with rising momentum and falling rate; noise is uniform, where the authors' MNIST
-code leaves its default, the normal; the generator's output biases start at 0 rather than at the logits of the data's
-mean image, since a network is built without looking at the data; samples come from averaged weights. Works on the
-family's range [-1, 1] at the outside and on the paper's [0, 1] within. Vectors (toy data) get a linear output.
+Departs: trained by Adam, not by SGD with rising momentum and falling rate; the generator's output biases start at 0
+rather than at the logits of the data's mean image, since a network is built without looking at the data; samples come
+from averaged weights. Works on the family's range [-1, 1] at the outside and on the paper's [0, 1] within. Vectors (toy
+data) get a linear output.
 Checked by: tests/test_nets.py (maxout by its definition, range, dropout only in the critic, gradients, shapes).
 """
 
