@@ -52,7 +52,7 @@ def test_the_command_of_a_run_can_be_pasted(own_root: list[str], run: Run, workp
 def test_a_job_of_a_sweep_keeps_its_own_command_and_the_sweeps(
     own_root: list[str], run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gentrain.commands.sweep.run_all", lambda jobs, parallel, stop: None)
+    monkeypatch.setattr("gentrain.commands.sweep.run_all", lambda jobs, parallel, stop, retries: None)
     given = [*words(*FEW), "train.keep=1,2"]
     run("-m", *own_root, *given)
     for number, card in enumerate(cards(workplace)):
@@ -94,7 +94,7 @@ def test_no_file_of_a_run_holds_a_secret(multirun: bool, run: Run, workplace: Pa
 def test_a_secret_that_a_sweep_varies_names_no_folder(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gentrain.commands.sweep.run_all", lambda jobs, parallel, stop: None)
+    monkeypatch.setattr("gentrain.commands.sweep.run_all", lambda jobs, parallel, stop, retries: None)
     ended = run("-m", *words(*FEW), f"+wants.password={CANARY}1,{CANARY}2")
     assert len(cards(workplace)) == 2
     assert CANARY not in "".join(str(path) for path in workplace.rglob("*")) + ended.out + json.dumps(cards(workplace))

@@ -14,9 +14,9 @@ from gentrain.errors import UserError
 WRONG = [
     ("sweep.parallel=two", r"sweep\.parallel: 'two' does not fit, int"),
     ("sweep.parallel=0", r"sweep\.parallel=0: at least 1"),
-    ("sweep=null", "jobs: None does not fit, a mapping"),
-    ("jobs=3", "jobs: 3 does not fit, a mapping"),
-    ("+sweep.foo=1", r"sweep\.foo: .*there are: parallel"),
+    ("sweep=null", "sweep: None does not fit, a mapping"),
+    ("sweep=3", "sweep: 3 does not fit, a mapping"),
+    ("+sweep.foo=1", r"sweep\.foo: .*there are: parallel, retry"),
     ("train=null", "train: None does not fit, a mapping"),
     ("data=null", "data=null: the name of an option .*digits"),
     ("model=null", "model=null: the name of an option .*wgan_gp"),
