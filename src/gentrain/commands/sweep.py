@@ -154,7 +154,7 @@ def _kill(job: Job) -> None:
 
 def _end(running: Sequence[Job], stop: Stop) -> None:
     """When the sweep itself fails: the jobs save and stop all the same."""
-    if stop.received is None:
+    if running and stop.received is None:
         stop.received, stop.at = signal.SIGTERM, time.monotonic()
     while any(job.process is not None and job.process.poll() is None for job in running):
         _tell(running, stop)

@@ -26,7 +26,7 @@ from gentrain.engine.assemble import assemble, build_system, check_config, rehea
 from gentrain.engine.conductor import Conductor
 from gentrain.engine.finite import NonFiniteError
 from gentrain.engine.loggers import MetricsCsv
-from gentrain.engine.loop import Blocks, Signals
+from gentrain.engine.loop import Blocks, Hurried, Signals
 from gentrain.engine.progress import RichProgress
 from gentrain.engine.session import Session, place
 from gentrain.engine.strategy import count_devices, ranks_strategy
@@ -133,7 +133,12 @@ def _play(session: Session, system: System, conductor: Conductor) -> None:
         )
 
     trainer = _lightning_trainer(session, conductor)
-    trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
+    try:
+        trainer.fit(system, train_dataloaders=Blocks(batches, system.clock, intervals))
+    except (Hurried, SystemExit) as ended:
+        if isinstance(ended, Hurried) or isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from ended
+        raise
 
 
 def _set_back(session: Session, system: System, error: NonFiniteError) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -93,7 +94,8 @@ def _last_words(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return f"it said last: {lines[-1].strip()}; " if lines else ""
+    last = re.sub(r"^\[rank\d+\]: ", "", lines[-1].strip()) if lines else ""
+    return f"it said last: {last}; " if last else ""
 
 
 def _send(ranks: list[subprocess.Popen[bytes]], number: int) -> None:

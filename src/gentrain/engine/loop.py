@@ -46,6 +46,10 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR
 """SIGUSR1 (which Windows lacks) is how a cluster's scheduler announces that time is running out."""
 
 
+class Hurried(BaseException):
+    """Ctrl-C came a second time. Not a KeyboardInterrupt, of which Lightning makes exit code 1."""
+
+
 class Signals:
     """Turns signals into a flag that the loop reads between iterations; a second SIGINT acts at once."""
 
@@ -85,7 +89,7 @@ class Signals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Hurried
         self.received = number
         if self._droppable:
             self._droppable = False

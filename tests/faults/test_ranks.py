@@ -1,0 +1,113 @@
+"""Ranks that die, raise or hang: the job ends, says which one it was, and leaves no process behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Count, Run
+
+from gentrain.engine import launch
+
+HARM = """
+import json, os, signal, sys, time
+from pathlib import Path
+from gentrain.engine.system import System
+original = System.iterate
+def iterate(self, batch):
+    original(self, batch)
+    Path(os.environ["PLACE"], f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
+    if os.environ["RANK"] == "1" and self.clock.iteration == 2:
+        Path(os.environ["PLACE"], "fired").touch()
+        kind = os.environ["HARM"]
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if kind == "sleep":
+            time.sleep(600)
+        if kind == "exit":
+            os._exit(3)
+        raise RuntimeError("the cat sat on rank 1")
+System.iterate = iterate
+from gentrain.engine.worker import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+SHARED = (
+    "size=tiny",
+    "data=digits",
+    "trainer=ddp_cpu",
+    "model=dcgan",
+    "metrics=none",
+    "train.iterations=6",
+    "name=run",
+)
+SAID = {
+    "kill": "rank 1 of 2 was killed by signal 9",
+    "exit": "rank 1 of 2 ended with exit code 3",
+    "raise": "rank 1 of 2 ended with exit code 1; it said last: RuntimeError: the cat sat on rank 1",
+    "stop": "rank 0 of 2 ended with exit code",
+    "sleep": "rank 0 of 2 ended with exit code",
+}
+
+
+@pytest.fixture
+def harmed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (workplace / "harm.py").write_text(HARM, encoding="utf-8")
+    monkeypatch.setenv("PLACE", str(workplace))
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 2.0)
+    command = [sys.executable, str(workplace / "harm.py")]
+    monkeypatch.setattr(launch, "worker_command", lambda folder, **_: [*command, str(folder), "--trust"])
+    return workplace
+
+
+@pytest.mark.parametrize("kind", ["raise", "stop", "kill", "exit", "sleep"])
+def test_one_bad_rank_ends_the_job(
+    kind: str, run: Run, harmed: Path, monkeypatch: pytest.MonkeyPatch, count: Count
+) -> None:
+    """A hanging one is given up by the other after trainer.timeout; then both are ended."""
+    if kind in ("kill", "exit", "sleep") and count.of(0, 1) == 0:
+        pytest.skip("in make faults: its like runs here (kill in test_ddp.py)")
+    monkeypatch.setenv("HARM", kind)
+    timeout = 12.0
+    began = time.monotonic()
+    ended = run(*SHARED, "name=run", f"trainer.timeout={timeout}")
+    seconds = time.monotonic() - began
+    fired = (harmed / "fired").exists()
+    alive = [rank for rank in (0, 1) if Path(f"/proc/{(harmed / f'pid{rank}').read_text()}").exists()]
+    card = json.loads((harmed / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))
+    good = ended.code not in (0, 2) and SAID[kind] in ended.err and not alive and card["status"] != "finished"
+    assert SAID[kind] in ended.err
+    count.says(injected=1, fired=int(fired), survived=int(good), seconds=round(seconds, 1))
+
+
+def test_a_port_in_use_is_not_chosen(run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, count: Count) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        taken = busy.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(taken))
+        real = launch.free_port
+        chosen: list[int] = []
+        monkeypatch.setattr(launch, "free_port", lambda: chosen.append(real()) or chosen[-1])
+        ended = run(*SHARED)
+    count.says(injected=1, fired=1, survived=int(ended.code == 0 and chosen[0] != taken))
+
+
+def test_two_ranks_count_each_image_once(run: Run, workplace: Path, count: Count) -> None:
+    """The scores of two ranks are those of one: the same samples and the same test images, each once."""
+    cards: list[dict[str, Any]] = []
+    for name, ranks in (("one", ("trainer=cpu", "trainer.threads=1")), ("two", ("trainer=ddp_cpu",))):
+        shared = ("size=tiny", "data=digits", "model=vae", "train.iterations=1", f"name={name}", "train.batch_size=16")
+        assert run(*shared, *ranks, "metrics.samples=40", "model.players.autoencoder.optimizer.lr=0").code == 0
+        cards.append(json.loads((workplace / "outputs" / name / "run.json").read_text(encoding="utf-8")))
+    assert [card["world_size"] for card in cards] == [1, 2]
+    assert cards[0]["protocol"]["splits"] == cards[1]["protocol"]["splits"]
+    same = all(cards[1]["final"][key] == pytest.approx(value, rel=1e-6) for key, value in cards[0]["final"].items())
+    count.says(injected=1, fired=1, survived=int(same))
