@@ -21,47 +21,90 @@ CHECKPOINT, DDP, CONDUCTOR = "test_checkpoint.py::test_", "test_ddp.py::test_", 
 ENGINE, SCORES = "test_engine.py::test_", "test_evaluation.py::test_"
 KILLS, DISK, SIGNALS = "faults/test_kills.py::test_", "faults/test_disk.py::test_", "faults/test_signals.py::test_"
 IMAGES, ATTACKS, FUZZ = "faults/test_images.py", "faults/test_attacks.py", "faults/test_fuzz.py"
+AROUND = "faults/test_surroundings.py::test_"
 SWEEPS, LOGGERS, RANKS = "faults/test_sweeps.py", "test_wandb.py", "faults/test_ranks.py"
 
 ROWS: dict[int, Row] = {
     # Writing checkpoints
-    1: Row("SIGKILL at a random moment while saving", ()),
-    2: Row("the same with the run folder on another file system than TMPDIR", ()),
-    3: Row("killed between write and rename", ()),
-    4: Row("disk full in the middle of a write", (f"{CHECKPOINT}a_full_disk_is_one_line_and_leaves_nothing",)),
-    5: Row("TMPDIR full or read-only", ()),
-    6: Row("permission denied on save", ()),
-    7: Row("checkpoint cut, flipped or empty", (f"{CHECKPOINT}every_cut_and_every_flipped_bit_is_seen",)),
-    8: Row("another run's file under this run's name", ()),
-    9: Row("last.ckpt missing, dangling or a loop", ()),
+    1: Row(
+        "SIGKILL at a random moment while saving",
+        (f"{KILLS}random_kills_while_saving_lose_nothing", f"{CHECKPOINT}a_kill_at_any_moment_leaves_only_whole_files"),
+    ),
+    2: Row(
+        "the same with the run folder on another file system than TMPDIR",
+        (f"{KILLS}random_kills_while_saving_lose_nothing",),
+    ),
+    3: Row("killed between write and rename", (f"{KILLS}a_run_killed_at_a_certain_point_ends_as_one_that_was_not",)),
+    4: Row(
+        "disk full in the middle of a write",
+        (
+            f"{CHECKPOINT}a_full_disk_is_one_line_and_leaves_nothing",
+            f"{DISK}a_limit_on_file_sizes_ends_the_run_in_one_line_and_leaves_no_half_file",
+        ),
+    ),
+    5: Row("TMPDIR full or read-only", (f"{DISK}an_unusable_tmpdir_does_not_matter",)),
+    6: Row(
+        "permission denied on save",
+        (
+            f"{DISK}a_disk_that_refuses_is_one_line_and_costs_no_older_file",
+            f"{DISK}a_disk_that_hiccups_once_costs_nothing",
+        ),
+    ),
+    7: Row(
+        "checkpoint cut, flipped or empty",
+        (
+            f"{CHECKPOINT}every_cut_and_every_flipped_bit_is_seen",
+            f"{DISK}damaged_checkpoints_are_named_passed_over_and_kept",
+            f"{DISK}only_damaged_checkpoints_are_no_new_start",
+        ),
+    ),
+    8: Row("another run's file under this run's name", (f"{DISK}damaged_checkpoints_are_named_passed_over_and_kept",)),
+    9: Row("last.ckpt missing, dangling or a loop", (f"{DISK}a_lost_last_is_the_newest_whole_step",)),
     10: Row("two runs in one folder", ("test_lock.py",)),
-    11: Row("final state where the interval does not divide the run", ()),
-    12: Row("killed while old files are deleted", ()),
+    11: Row(
+        "final state where the interval does not divide the run",
+        (f"{ENGINE}run_folder_counts_iterations_with_two_optimisers",),
+    ),
+    12: Row(
+        "killed while old files are deleted", (f"{KILLS}a_run_killed_at_a_certain_point_ends_as_one_that_was_not",)
+    ),
     13: Row(
         "order of fsync and rename",
         (f"{CHECKPOINT}bytes_are_on_disk_before_the_name_and_the_name_before_going_on",),
     ),
     # Resume
-    14: Row("SIGKILL in the middle of an epoch, each model", ()),
-    15: Row("killed at an epoch's end, first or last batch, in validation, scores or pictures", ()),
+    14: Row(
+        "SIGKILL in the middle of an epoch, each model",
+        (f"{KILLS}a_run_killed_at_random_steps_ends_as_one_that_was_not",),
+    ),
+    15: Row(
+        "killed at an epoch's end, first or last batch, in validation, scores or pictures",
+        (f"{KILLS}a_run_killed_at_a_certain_point_ends_as_one_that_was_not",),
+    ),
     16: Row("two runs of one seed", ("test_contract.py::test_one_seed_is_one_run",)),
-    17: Row("killed three times in a row", ()),
-    18: Row("samples after a resume: none twice, none missing", ()),
-    19: Row("killed between the critic's steps and the generator's", ()),
+    17: Row("killed three times in a row", (f"{KILLS}every_iteration_sees_the_same_samples_however_often_it_is_done",)),
+    18: Row(
+        "samples after a resume: none twice, none missing",
+        (f"{KILLS}every_iteration_sees_the_same_samples_however_often_it_is_done",),
+    ),
+    19: Row(
+        "killed between the critic's steps and the generator's",
+        (f"{KILLS}a_run_killed_at_a_certain_point_ends_as_one_that_was_not",),
+    ),
     20: Row(
         "random numbers drawn by scores and pictures",
         (f"{ENGINE}pictures_scores_and_logs_change_no_weight",),
     ),
-    21: Row("average absent or made anew on load", ()),
+    21: Row("average absent or made anew on load", (f"{DISK}an_average_that_is_missing_is_not_made_anew",)),
     22: Row("state outside of the networks", ("test_kept.py",)),
     23: Row("killed while a network grows", missing="no growing network yet"),
-    24: Row("resumed with a changed config", ()),
+    24: Row("resumed with a changed config", (f"{DISK}a_changed_config_is_refused_and_its_keys_named",)),
     25: Row(
         "resumed with another number of ranks",
         (f"{DDP}ranks_agree_on_weights_share_the_data_draw_their_own_noise_and_resume_bit_for_bit",),
     ),
     26: Row("a checkpoint of an older or newer format", (f"{CHECKPOINT}a_newer_format_says_so",)),
-    27: Row("learning rates after a resume", ()),
+    27: Row("learning rates after a resume", (f"{DISK}learning_rates_go_on_where_they_were",)),
     28: Row(
         "steps are iterations, not optimiser steps",
         (f"{ENGINE}run_folder_counts_iterations_with_two_optimisers",),
@@ -70,18 +113,35 @@ ROWS: dict[int, Row] = {
     29: Row(
         "SIGTERM or SIGUSR1 in training, validation, scores, data",
         (
+            f"{SIGNALS}a_signal_at_any_moment_loses_no_iteration",
+            f"{SIGNALS}signals_while_workers_decode_lose_nothing_and_the_end_is_the_same",
             f"{CONDUCTOR}a_signal_where_scores_are_due_leaves_them_owed_and_resume_makes_up_for_them",
             f"{CONDUCTOR}a_signal_ends_an_evaluation_at_once_and_its_iteration_is_saved_already",
         ),
     ),
-    30: Row("SIGTERM twice, SIGKILL right after SIGTERM", ()),
-    31: Row("SIGINT", ()),
-    32: Row("a rank killed", (f"{DDP}a_rank_that_dies_while_training_ends_the_job",)),
-    33: Row("a rank that raises", ()),
-    34: Row("a rank that hangs", (f"{DDP}a_first_rank_that_works_is_waited_for_and_one_that_hangs_is_not",)),
+    30: Row(
+        "SIGTERM twice, SIGKILL right after SIGTERM",
+        (
+            f"{SIGNALS}a_kill_right_after_a_signal_leaves_only_whole_files",
+            f"{SIGNALS}ctrl_c_twice_ends_at_once_and_breaks_nothing",
+        ),
+    ),
+    31: Row("SIGINT", (f"{SIGNALS}a_signal_at_any_moment_loses_no_iteration",)),
+    32: Row(
+        "a rank killed",
+        (f"{DDP}a_rank_that_dies_while_training_ends_the_job", f"{RANKS}::test_one_bad_rank_ends_the_job"),
+    ),
+    33: Row("a rank that raises", (RANKS,)),
+    34: Row(
+        "a rank that hangs",
+        (
+            f"{DDP}a_first_rank_that_works_is_waited_for_and_one_that_hangs_is_not",
+            f"{RANKS}::test_one_bad_rank_ends_the_job",
+        ),
+    ),
     35: Row("counts that the ranks cannot share evenly", (f"{CONDUCTOR}check_refuses_what_train_refuses",)),
-    36: Row("a data worker killed", ()),
-    37: Row("port in use", ()),
+    36: Row("a data worker killed", (f"{AROUND}a_worker_that_is_killed_is_one_line_and_costs_no_checkpoint",)),
+    37: Row("port in use", (f"{RANKS}::test_a_port_in_use_is_not_chosen",)),
     # Numbers
     38: Row("a loss, gradient or weight that is NaN", ("test_rollback.py",)),
     39: Row(
@@ -131,5 +191,11 @@ ROWS: dict[int, Row] = {
         "full log disk, closed output, no terminal",
         ("test_progress.py", "test_loggers.py::test_rows_wait_for_a_disk_that_refuses_and_one_line_says_so"),
     ),
-    71: Row("clock jumps, no home, strict umask", ()),
+    71: Row(
+        "clock jumps, no home, strict umask",
+        (
+            f"{AROUND}no_home_no_name_and_a_strict_mask",
+            f"{AROUND}a_clock_that_jumps_changes_no_weight_and_no_order",
+        ),
+    ),
 }
