@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gentrain.data.cache import Storage, rows
+from gentrain.data.cache import Storage, splits
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import SUFFIXES, Recipe, check_size
 from gentrain.data.files import FolderFiles, reason, shown
@@ -42,15 +42,13 @@ def folder(
     else:
         parts = [(home, names) for names in _divided(home, test_fraction)]
     classes = tuple(sorted({_class(name) for name in parts[0][1]} - {""}))
-    splits: list[Split] = []
-    marks: list[torch.Tensor | str | None] = []
-    for title, (place, names) in zip(("train", "test"), parts, strict=True):
-        files = FolderFiles(place, names)
-        labels = _labels(place, names, classes)
-        marks += [files.fingerprint(), labels]
-        splits.append(Split(rows(files, recipe, storage, f"{home.name}-{title}"), labels))
+    labels = [_labels(place, names, classes) for place, names in parts]
+    titles = (f"{home.name}-train", f"{home.name}-test")
+    files = [FolderFiles(place, names) for place, names in parts]
+    (train, mark), (test, other_mark) = splits(list(zip(titles, files, strict=True)), recipe, storage)
     spec = Spec((channels, size, size), class_names=classes)
-    return DataSet(f"folder:{home.name}", spec, splits[0], splits[1], content_hash([*marks, recipe.key]))
+    fingerprint = content_hash([mark, labels[0], other_mark, labels[1], recipe.key])
+    return DataSet(f"folder:{home.name}", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
 
 
 def _listed(home: Path) -> list[str]:
