@@ -132,11 +132,12 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _watched(blocks: Iterable[NDArray[np.uint8]], total: int, title: str) -> Iterator[NDArray[np.uint8]]:
-    """Show progress on the error stream, so that results can be piped."""
+    """Show progress on the error stream, so that results can be piped; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"decoding {title}", total=total)
         for block in blocks:
             yield block

@@ -52,9 +52,9 @@ class Files(Protocol):
 
 
 def shown(path: Path | str) -> str:
-    """A path fit for a one-line message, whatever bytes its name holds."""
+    """A path fit for a one-line message, whatever bytes its name holds: none of them may steer a terminal."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return text.replace("\n", "\\n").replace("\r", "\\r")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def reason(error: BaseException) -> str:
@@ -272,7 +272,8 @@ class _Bar:
         from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
         columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=None)
         self.total = 0
         self.received = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -55,11 +56,9 @@ def _listed(home: Path) -> list[str]:
     """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders."""
     if not home.is_dir():
         raise UserError(f"{shown(home)}: no such folder; set data.root to a folder of images")
-    names: list[str] = []
-    _walk(home, "", names, set())
+    names = sorted(_walk(home), key=os.fsencode)
     if not names:
         raise UserError(f"{shown(home)}: no images in it; known endings are {' '.join(SUFFIXES)}")
-    names.sort(key=os.fsencode)
     loose = [name for name in names if "/" not in name]
     if loose and len(loose) < len(names):
         raise UserError(
@@ -69,23 +68,32 @@ def _listed(home: Path) -> list[str]:
     return names
 
 
-def _walk(home: Path, below: str, names: list[str], seen: set[tuple[int, int]]) -> None:
+def _walk(home: Path) -> Iterator[str]:
     """Follows links to folders, but enters none twice: a link to a parent would never end."""
-    try:
-        here = (home / below).stat()
-        entries = sorted(os.scandir(home / below), key=lambda entry: os.fsencode(entry.name))
-    except OSError as error:
-        raise UserError(f"{shown(home / below)}: cannot be read ({reason(error)})") from error
-    if (here.st_dev, here.st_ino) in seen:
-        return
-    seen.add((here.st_dev, here.st_ino))
-    for entry in entries:
-        if entry.name.startswith("."):
+    waiting, seen = [""], set[tuple[int, int]]()
+    while waiting:
+        below = waiting.pop()
+        try:
+            here = (home / below).stat()
+            entries = sorted(os.scandir(home / below), key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise UserError(f"{shown(home / below)}: cannot be read ({reason(error)})") from error
+        if (here.st_dev, here.st_ino) in seen:
             continue
-        if entry.is_dir():
-            _walk(home, f"{below}{entry.name}/", names, seen)
-        elif entry.name.lower().endswith(SUFFIXES):
-            names.append(below + entry.name)
+        seen.add((here.st_dev, here.st_ino))
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = [entry.name for entry in entries if _is_folder(entry)]
+        waiting += [f"{below}{name}/" for name in reversed(folders)]
+        for name in {entry.name for entry in entries} - set(folders):
+            if name.lower().endswith(SUFFIXES):
+                yield below + name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; whoever reads it says so
+        return False
 
 
 def _divided(home: Path, test_fraction: float) -> tuple[list[str], list[str]]:
