@@ -20,6 +20,9 @@ from gentrain.errors import UserError
 
 SCALARS: dict[type, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,), Path: (str,)}
 
+MADE = frozenset({"model", "data"})
+"""Sections that describe an object."""
+
 
 def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, trusted: bool = True) -> None:
     """Raise UserError with one line for the first mistake in ``config``.
@@ -28,6 +31,8 @@ def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, tr
     """
     for key, node in config.items():
         _walk(node, key, frozenset() if given is None else given.get(key, frozenset()), trusted)
+        if key in MADE and not (isinstance(node, Mapping) and TARGET in node and not node.get(PARTIAL, False)):
+            raise UserError(f"{key}: a {TARGET} with its keys is needed, without {PARTIAL}")
 
 
 def _walk(node: Any, where: str, given: frozenset[str], trusted: bool) -> None:

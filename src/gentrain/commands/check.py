@@ -8,7 +8,7 @@ from typing import Any
 
 from gentrain.commands.words import read
 from gentrain.config import Node
-from gentrain.errors import MISTAKE, OK
+from gentrain.errors import MISTAKE, OK, one_line
 
 SHOWN = 20
 """Bad files that are named; the rest are counted."""
@@ -53,7 +53,7 @@ def _of(rows: Sequence[Any]) -> list[str]:
 
 def _tell(complaints: Sequence[str]) -> int:
     for line in complaints[:SHOWN]:
-        print(f"gentrain: {' '.join(line.split())}", file=sys.stderr)
+        print(f"gentrain: {one_line(line)}", file=sys.stderr)
     more = f"and {len(complaints) - SHOWN} more: " if len(complaints) > SHOWN else ""
     files = "1 bad file" if len(complaints) == 1 else f"{len(complaints)} bad files"
     print(f"gentrain: {more}{files}", file=sys.stderr)
