@@ -20,6 +20,7 @@ from gentrain.errors import UserError
 
 SCALARS: dict[type, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,), Path: (str,)}
 
+LARGEST = 1 << 63
 MADE = frozenset({"model", "data"})
 """Sections that describe an object."""
 
@@ -45,6 +46,8 @@ def _walk(node: Any, where: str, given: frozenset[str], trusted: bool) -> None:
     elif isinstance(node, list):
         for i, item in enumerate(node):
             _walk(item, f"{where}[{i}]", frozenset(), trusted)
+    elif isinstance(node, int) and abs(node) >= LARGEST:
+        raise UserError(f"{where}: a number of {len(f'{abs(node):x}') * 4} bits is more than anything here can count")
     elif isinstance(node, float) and not math.isfinite(node):
         raise UserError(f"{where}: {node} is no number to compute with; null is how a number is left out")
 

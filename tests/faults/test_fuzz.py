@@ -190,7 +190,8 @@ def test_damaged_configs(model: str, run: Run, workplace: Path, count: Count) ->
             try:
                 ended = run(command, "run=outputs/run", *(["n=4"] if command == "sample" else []))
             except RuntimeError as error:  # the engine does not yet say in one line that the networks have other sizes
-                assert "loading state_dict" in str(error)
+                if "loading state_dict" not in str(error):
+                    raise
                 continue
             try:
                 plain(ended)
