@@ -13,7 +13,7 @@ import pytest
 import torch
 from fixtures_data import noise, save
 
-from gentrain.data import cache
+from gentrain.data import pool
 from gentrain.data.cache import Storage, rows
 from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
 from gentrain.data.decode import Recipe, decode
@@ -75,7 +75,7 @@ def test_built_once(files: FolderFiles, storage: Storage, monkeypatch: pytest.Mo
     def never(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cache, "decode", never)
+    monkeypatch.setattr(pool, "decode", never)
     rows(files, Recipe(8), storage, "a")
 
 
@@ -121,7 +121,7 @@ def _killed(files: FolderFiles, storage: Storage) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(*args)
 
-    vars(cache)["decode"] = decode_then_die
+    vars(pool)["decode"] = decode_then_die
     rows(files, Recipe(8), storage, "a")
 
 
@@ -166,8 +166,8 @@ def test_bad_image_names_itself_and_leaves_nothing(files: FolderFiles, storage: 
 
 
 def test_many_processes_keep_the_order(files: FolderFiles, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "PARALLEL_FROM", 2)
-    monkeypatch.setattr(cache, "_CHUNK", 7)
+    monkeypatch.setattr(pool, "PARALLEL_FROM", 2)
+    monkeypatch.setattr(pool, "CHUNK", 7)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert torch.equal(everything(rows(files, Recipe(8), storage, "a")), expected(files, Recipe(8)))
     (files.root / files.names[100]).write_text("")

@@ -20,6 +20,10 @@ from gentrain.errors import UserError
 
 SCALARS: dict[type, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,), Path: (str,)}
 
+LARGEST = 1 << 63
+MADE = frozenset({"model", "data"})
+"""Sections that describe an object."""
+
 
 def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, trusted: bool = True) -> None:
     """Raise UserError with one line for the first mistake in ``config``.
@@ -28,6 +32,8 @@ def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, tr
     """
     for key, node in config.items():
         _walk(node, key, frozenset() if given is None else given.get(key, frozenset()), trusted)
+        if key in MADE and not (isinstance(node, Mapping) and TARGET in node and not node.get(PARTIAL, False)):
+            raise UserError(f"{key}: a {TARGET} with its keys is needed, without {PARTIAL}")
 
 
 def _walk(node: Any, where: str, given: frozenset[str], trusted: bool) -> None:
@@ -40,6 +46,8 @@ def _walk(node: Any, where: str, given: frozenset[str], trusted: bool) -> None:
     elif isinstance(node, list):
         for i, item in enumerate(node):
             _walk(item, f"{where}[{i}]", frozenset(), trusted)
+    elif isinstance(node, int) and abs(node) >= LARGEST:
+        raise UserError(f"{where}: a number of {len(f'{abs(node):x}') * 4} bits is more than anything here can count")
     elif isinstance(node, float) and not math.isfinite(node):
         raise UserError(f"{where}: {node} is no number to compute with; null is how a number is left out")
 

@@ -37,6 +37,12 @@ TRUSTED_HOMES = (*TRUSTED_PREFIXES, "gentrain.data.")
 """Where such a target may be defined: ``data.sources`` only collects what other modules define."""
 
 PARTIAL, TARGET = "_partial_", "_target_"
+LETTERS, LEVELS, VALUES = 1_000_000, 50, 20_000
+"""Bounds of one config file; the largest of ours has a hundredth of each."""
+
+
+UNFIT = (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, MemoryError, AttributeError)
+"""What constructors raise over values that they were not made for; ``debug=true`` shows where."""
 
 
 def conf_dir() -> Path:
@@ -64,16 +70,59 @@ def nearest(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
 
 
 def load_yaml(path: Path) -> Node:
-    """A config file as plain data; ``yaml.safe_load``, so no tag can make an object."""
+    """A config file as plain data: mappings with names for keys, lists, text, numbers.
+
+    No tag can make an object (``yaml.safe_load``), and a small file cannot grow into a large config. Raises UserError.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        text = path.read_text(encoding="utf-8")
+        if len(text) > LETTERS:
+            raise ValueError(f"more than {LETTERS:,} letters")
+        _shallow(yaml.parse(text, Loader=loader))
+        content = yaml.load(text, Loader=loader)
+        _unfolded(content, {})
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {why}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that is none
+        raise UserError(f"{path}: not valid YAML ({(str(error) or type(error).__name__).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a config is a mapping, this is {type(content).__name__}")
     return content
+
+
+def _shallow(events: Iterable[Any]) -> None:
+    """Raises ValueError for deep nesting, over which the parser itself would run out of stack and end the process."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > LEVELS:
+            raise ValueError(f"more than {LEVELS} levels")
+
+
+def _unfolded(node: Any, known: dict[int, int]) -> int:
+    """How many values a node stands for once its anchors are followed. Raises ValueError for too many, for a node that
+    holds itself, and for what is no plain data.
+    """
+    if not isinstance(node, (dict, list)):
+        if node is not None and not isinstance(node, (str, int, float)):
+            raise ValueError(f"{type(node).__name__} where text or a number is needed: {node!r:.50}")
+        return 1
+    if known.setdefault(id(node), 0):
+        return known[id(node)]
+    names = [key for key in node if not isinstance(key, str)] if isinstance(node, dict) else []
+    if names:
+        raise ValueError(f"the key {names[0]!r:.50} is no name")
+    size = 1
+    for child in node.values() if isinstance(node, dict) else node:
+        if isinstance(child, (dict, list)) and known.get(id(child)) == 0:
+            raise ValueError("a node that holds itself")
+        size += _unfolded(child, known)
+        if size > VALUES:
+            raise ValueError(f"more than {VALUES:,} values")
+    known[id(node)] = size
+    return size
 
 
 def locate(target: str, *, trusted: bool = True, where: str = "") -> Any:
@@ -123,7 +172,11 @@ def build(node: Any, *, trusted: bool = True, where: str = "", **extra: Any) -> 
         target: Callable[..., Any] = locate(node[TARGET], trusted=trusted, where=where)
         if node.get(PARTIAL, False):
             return functools.partial(target, **inner, **extra)
-        return target(**inner, **extra)
+        try:
+            return target(**inner, **extra)
+        except UNFIT as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{where}: {node[TARGET]} cannot be made of these values ({why:.200})") from error
     if isinstance(node, (list, tuple)):
         return [build(item, trusted=trusted, where=f"{where}[{i}]") for i, item in enumerate(node)]
     return node

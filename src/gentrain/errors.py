@@ -14,6 +14,12 @@ class UserError(Exception):
     """
 
 
+def one_line(error: object) -> str:
+    """Its text on one line, without signs that would steer a terminal."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 OK, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -29,7 +35,7 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
     except UserError as error:
         if debug or os.environ.get("GENTRAIN_DEBUG"):
             raise
-        print(f"gentrain: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"gentrain: {one_line(error)}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("gentrain: interrupted", file=sys.stderr)

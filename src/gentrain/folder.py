@@ -22,6 +22,13 @@ from gentrain.masking import mask_secrets
 
 SAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 
+SECTIONS: dict[str, frozenset[str] | None] = {
+    **dict.fromkeys(("seed", "precision", "trust", "name", "output", "logger")),
+    **dict.fromkeys(("train", "metrics", "callbacks", "data", "model", "choices"), frozenset[str]()),
+    "trainer": frozenset({"accelerator", "devices", "backend", "timeout", "threads", "workers", "deterministic"}),
+}
+"""What every stored config holds: its keys, and those of sections that are read key by key (None: no mapping)."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -79,7 +86,18 @@ class RunFolder:
         return folder
 
     def config(self) -> Node:
-        return load_yaml(self.config_file)
+        """The stored config. Raises UserError if it cannot be read or has lost one of its sections."""
+        config = load_yaml(self.config_file)
+        for section, keys in SECTIONS.items():
+            if section not in config:
+                raise UserError(f"{self.config_file}: the key {section} is missing")
+            if keys is None:
+                continue
+            if not isinstance(config[section], dict):
+                raise UserError(f"{self.config_file}: {section} is no mapping")
+            for key in sorted(keys - config[section].keys()):
+                raise UserError(f"{self.config_file}: the key {section}.{key} is missing")
+        return config
 
     def card(self) -> dict[str, Any]:
         try:

@@ -153,14 +153,47 @@ ROWS: dict[int, Row] = {
         ("test_rollback.py::test_three_rollbacks_at_most_and_no_file_ever_holds_what_is_not_finite",),
     ),
     # Data
-    41: Row("files that are no images", (IMAGES,)),
-    42: Row("images of unusual modes", (IMAGES,)),
-    43: Row("images of too many pixels", (IMAGES,)),
-    44: Row("empty, missing or unreadable folders", (IMAGES,)),
+    41: Row(
+        "files that are no images",
+        (
+            f"{IMAGES}::test_broken_files_are_named_by_check",
+            f"{IMAGES}::test_check_lists_all_bad_files_and_train_stops_at_the_first",
+            f"{IMAGES}::test_check_lists_with_several_processes",
+            f"{IMAGES}::test_check_lists_bad_images_of_celeba",
+        ),
+    ),
+    42: Row(
+        "images of unusual modes",
+        (f"{IMAGES}::test_odd_images_are_converted_and_trained_on",),
+    ),
+    43: Row(
+        "images of too many pixels",
+        (
+            f"{IMAGES}::test_what_cannot_be_meant_is_refused",
+            f"{IMAGES}::test_a_picture_just_below_the_limit_is_taken",
+        ),
+    ),
+    44: Row(
+        "empty, missing or unreadable folders",
+        (
+            f"{IMAGES}::test_folders_that_are_none",
+            f"{IMAGES}::test_folders_and_files_without_permission",
+            f"{IMAGES}::test_names_behind_which_no_file_can_be_read",
+        ),
+    ),
     45: Row("data smaller than a batch", (f"{CONDUCTOR}check_refuses_what_train_refuses",)),
-    46: Row("pairs that do not match, labels out of range", ()),
-    47: Row("data changed between start and resume", ()),
-    48: Row("names with spaces, line ends, other alphabets; loops of links", (IMAGES,)),
+    46: Row(
+        "pairs that do not match, labels out of range",
+        (f"{IMAGES}::test_lists_that_do_not_fit_the_images", f"{IMAGES}::test_labels_that_do_not_fit_the_images"),
+    ),
+    47: Row("data changed between start and resume", (f"{IMAGES}::test_changed_data_are_refused_by_resume",)),
+    48: Row(
+        "names with spaces, line ends, other alphabets; loops of links",
+        (
+            f"{IMAGES}::test_odd_names_work_or_stay_on_one_line",
+            f"{IMAGES}::test_folder_names_and_loops_of_links",
+        ),
+    ),
     # Scores
     49: Row("samples of another range or type", (f"{SCORES}samples_unlike_the_data_are_refused",)),
     50: Row("too few samples", (f"{SCORES}few_samples_are_refused_with_both_numbers",)),
@@ -173,19 +206,65 @@ ROWS: dict[int, Row] = {
     55: Row("stored statistics cut or foreign", missing="no statistics are stored on disk yet"),
     56: Row("a score that fails", (f"{CONDUCTOR}an_evaluation_that_breaks_costs_no_iteration",)),
     # Security
-    57: Row("pickles that would run code", (ATTACKS,)),
-    58: Row("targets outside of the allowed packages", (ATTACKS,)),
-    59: Row("archives that escape or swell", (ATTACKS,)),
-    60: Row("downloads that are not what was published", (ATTACKS,)),
-    61: Row("run names that leave the output folder", (ATTACKS,)),
-    62: Row("secrets in the files of a run", (ATTACKS,)),
-    63: Row("YAML bombs and tags", (ATTACKS,)),
-    64: Row("resolvers that run code", (ATTACKS,)),
+    57: Row(
+        "pickles that would run code",
+        (f"{ATTACKS}::test_pickles_run_nothing",),
+    ),
+    58: Row(
+        "targets outside of the allowed packages",
+        (f"{ATTACKS}::test_targets_outside_of_the_allowed_packages_are_not_imported",),
+    ),
+    59: Row(
+        "archives that escape or swell",
+        (
+            f"{ATTACKS}::test_tars_put_nothing_anywhere",
+            f"{ATTACKS}::test_tars_do_not_swell",
+            f"{ATTACKS}::test_zips_put_nothing_anywhere",
+        ),
+    ),
+    60: Row(
+        "downloads that are not what was published",
+        (
+            f"{ATTACKS}::test_downloads_that_are_not_what_was_published",
+            f"{ATTACKS}::test_downloads_that_are",
+            f"{ATTACKS}::test_only_the_same_host_may_send_on",
+        ),
+    ),
+    61: Row(
+        "run names that leave the output folder",
+        (f"{ATTACKS}::test_run_names_stay_in_the_output_folder",),
+    ),
+    62: Row(
+        "secrets in the files of a run",
+        (
+            f"{ATTACKS}::test_secrets_stand_in_no_file_of_a_run",
+            f"{ATTACKS}::test_what_is_no_secret_stands_in_the_files_of_a_run",
+        ),
+    ),
+    63: Row(
+        "YAML bombs and tags",
+        (
+            f"{ATTACKS}::test_yaml_that_swells_or_calls",
+            f"{ATTACKS}::test_a_stored_config_without_a_fault_is_read",
+        ),
+    ),
+    64: Row(
+        "resolvers that run code",
+        (f"{ATTACKS}::test_no_resolver_runs_code_or_reads_the_machine",),
+    ),
     65: Row("dependencies with known bad releases", ("test_architecture.py::test_pins_keep_known_bad_releases_out",)),
     # Sweeps and loggers
     66: Row("jobs that die in five ways", (SWEEPS,)),
     67: Row("a sweep killed and started again", (SWEEPS,)),
-    68: Row("misspelt keys, wrong types, wrong pairs", (FUZZ,)),
+    68: Row(
+        "misspelt keys, wrong types, wrong pairs",
+        (
+            f"{FUZZ}::test_random_words",
+            f"{FUZZ}::test_random_words_of_a_training_leave_no_folder_when_they_are_refused",
+            f"{FUZZ}::test_mistakes_are_one_line_and_leave_no_folder",
+            f"{FUZZ}::test_damaged_configs",
+        ),
+    ),
     69: Row("W&B missing, without key, slow or dying", (LOGGERS,)),
     70: Row(
         "full log disk, closed output, no terminal",

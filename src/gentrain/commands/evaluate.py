@@ -37,12 +37,14 @@ def score(
     if weights not in ("ema", "raw"):
         raise UserError(f"weights={weights}: ema or raw")
     from gentrain.config import build
+    from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
     from gentrain.engine.session import Scoring
     from gentrain.engine.validation import score_system
     from gentrain.evaluation.protocol import require
 
     config = folder.config()
+    check_config(config, trusted=trusted)
     system = load_system(folder, which, device=device, trusted=trusted)
     data = build(config["data"], trusted=trusted, where="data")
     stored = folder.card().get("data", {}).get("fingerprint")

@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
+    from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
     from gentrain.engine.sampling import draw
     from gentrain.engine.validation import can, true_density
@@ -38,6 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     from gentrain.types import to_bytes
 
     trusted = yes(given["trust"], "trust")
+    check_config(folder.config(), trusted=trusted)
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")

@@ -10,28 +10,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gentrain.data import pool
 from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
-from gentrain.data.decode import Recipe, decode
-from gentrain.data.files import Files, flushed, locked, reason, shown
+from gentrain.data.decode import Recipe
+from gentrain.data.files import BadFileError, Files, flushed, locked, reason, shown
 from gentrain.errors import UserError
-
-PARALLEL_FROM = 1000
-"""Fewer files are decoded in this process: starting others would take longer."""
-_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,18 @@ class Storage:
         if self.cache_dir or os.environ.get("GENTRAIN_CACHE"):
             return Path(self.cache_dir or os.environ["GENTRAIN_CACHE"]).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gentrain"
+
+
+def splits(parts: Sequence[tuple[str, Files]], recipe: Recipe, storage: Storage) -> list[tuple[Rows, str]]:
+    """The x of each split, given by title, and the fingerprint of its files.
+
+    Raises BadFileError with the path of the first bad file; its ``rows`` are those of all splits.
+    """
+    try:
+        return [(rows(files, recipe, storage, title), files.fingerprint()) for title, files in parts]
+    except BadFileError as error:
+        error.rows = tuple(FileRows(files, recipe) for _, files in parts)
+        raise
 
 
 def rows(files: Files, recipe: Recipe, storage: Storage, title: str) -> Rows:
@@ -109,7 +113,7 @@ def _build(path: Path, files: Files, recipe: Recipe, shape: tuple[int, ...], tit
         with part.open("wb") as out:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(out, header)
-            for block in _watched(_blocks(files, recipe), len(files), title):
+            for block in _watched(pool.over(pool.pixels, files, recipe), len(files), title):
                 out.write(block.data)
             flushed(out)
         part.replace(path)
@@ -127,69 +131,13 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _blocks(files: Files, recipe: Recipe) -> Iterator[NDArray[np.uint8]]:
-    """uint8 [B C H W] in the order of the files."""
-    spans = [range(first, min(first + _CHUNK, len(files))) for first in range(0, len(files), _CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores == 1 or len(files) < PARALLEL_FROM:
-        for span in spans:
-            yield _decoded(files, recipe, span)
-        return
-    with ProcessPoolExecutor(min(cores, 32), _context(), initializer=_start_worker, initargs=(files, recipe)) as pool:
-        try:
-            yield from pool.map(_decoded_here, spans)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process decoding images died (out of memory?); free some, or set data.cache=false"
-            ) from error
-
-
-def _decoded(files: Files, recipe: Recipe, span: Iterable[int]) -> NDArray[np.uint8]:
-    return np.stack([decode(files.read(place), files.where(place), recipe) for place in span])
-
-
-def _context() -> BaseContext:
-    """Not plain fork: a process that holds threads or a GPU cannot be forked safely."""
-    import multiprocessing
-
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not once per worker
-    return context
-
-
-_work: tuple[Files, Recipe]
-
-
-def _start_worker(files: Files, recipe: Recipe) -> None:
-    """Once per worker: 200,000 names need not travel with every chunk."""
-    global _work
-    _work = (files, recipe)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool's workers outlive a killed parent: they wait on a pipe that they hold open themselves."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _decoded_here(span: range) -> NDArray[np.uint8]:
-    return _decoded(*_work, span)
-
-
 def _watched(blocks: Iterable[NDArray[np.uint8]], total: int, title: str) -> Iterator[NDArray[np.uint8]]:
-    """Show progress on the error stream, so that results can be piped."""
+    """Show progress on the error stream, so that results can be piped; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"decoding {title}", total=total)
         for block in blocks:
             yield block

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from gentrain.data.cache import Storage, rows
+from gentrain.data.cache import Storage, splits
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import Recipe, check_size
 from gentrain.data.files import Files, FolderFiles, ZipFiles, open_zip, read_bytes, shown
@@ -47,16 +46,14 @@ def celeba(
     home = _home(Path(root).expanduser())
     names, attributes, y = _attributes(_list_file(home, _ATTRIBUTES))
     partition = _partition(_list_file(home, _PARTITION), names)
-    splits: list[Split] = []
-    marks: list[Tensor | str | None] = []
-    for title, part in (("celeba-train", _TRAIN), ("celeba-test", _TEST)):
-        chosen = np.flatnonzero(partition == part)
-        files = _images(home, [names[place] for place in chosen])
-        labels = torch.from_numpy(y[chosen])
-        marks += [files.fingerprint(), labels]
-        splits.append(Split(rows(files, recipe, storage, title), labels))
+    chosen = [np.flatnonzero(partition == part) for part in (_TRAIN, _TEST)]
+    files = [_images(home, [names[place] for place in places]) for places in chosen]
+    labels = [torch.from_numpy(y[places]) for places in chosen]
+    titles = ("celeba-train", "celeba-test")
+    (train, mark), (test, other_mark) = splits(list(zip(titles, files, strict=True)), recipe, storage)
     spec = Spec((channels, size, size), attribute_names=attributes)
-    return DataSet("celeba", spec, splits[0], splits[1], content_hash([*marks, recipe.key]))
+    fingerprint = content_hash([mark, labels[0], other_mark, labels[1], recipe.key])
+    return DataSet("celeba", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
 
 
 def _home(root: Path) -> Path:
@@ -83,7 +80,7 @@ def _lines(path: Path) -> list[str]:
 def _attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np.uint8]]:
     """File names, attribute names, uint8 [N A]. Layout: a count, the names, then ``000001.jpg -1 1 ...``."""
     lines = _lines(path)
-    if len(lines) < 3 or not lines[0].strip().isdigit():
+    if len(lines) < 3 or not lines[0].strip().isdecimal():
         raise UserError(f"{shown(path)}: line 1 should be the number of images; get the file again")
     attributes = tuple(lines[1].split())
     names: list[str] = []
@@ -95,8 +92,10 @@ def _attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np.uint
             raise UserError(f"{shown(path)}: line {place + 3} is not {wanted}; get the file again")
         names.append(name)
         y[place] = [value == "1" for value in values]
-    if len(names) != int(lines[0]):
+    if str(len(names)) != lines[0].strip():
         raise UserError(f"{shown(path)}: {len(names)} images where line 1 announces {lines[0].strip()}; get it again")
+    if len(set(names)) != len(names):
+        raise UserError(f"{shown(path)}: {len(names) - len(set(names))} images stand in it twice; get it again")
     return names, attributes, y
 
 
@@ -111,6 +110,12 @@ def _partition(path: Path, names: list[str]) -> NDArray[np.uint8]:
     missing = [name for name in names if name not in parts]
     if missing:
         raise UserError(f"{shown(path)}: {len(missing)} images have no line, the first is {missing[0]}; get it again")
+    unknown = sorted(parts.keys() - set(names))
+    if unknown:
+        raise UserError(
+            f"{shown(path)}: {len(unknown)} of its images are not in {_ATTRIBUTES}, the first is {unknown[0]}; the two "
+            "lists do not belong together"
+        )
     return np.array([parts[name] for name in names], dtype=np.uint8)
 
 

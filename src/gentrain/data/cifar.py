@@ -7,6 +7,7 @@ unpickler that can build arrays and nothing else. Archives are read in place; no
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from gentrain.data.arrays import Pair, image_set
 from gentrain.data.dataset import DataSet
-from gentrain.data.files import checksum, download, page_hint, read_bytes, reason, shown
+from gentrain.data.files import MEMBER_LIMIT, checksum, download, page_hint, read_bytes, reason, shown
 from gentrain.errors import UserError
 from gentrain.types import PathText
 
@@ -35,6 +36,8 @@ PYTHON_FILES = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+UNPACKED = 512 << 20
+"""Bytes that an archive may unpack to; the published ones hold 186 million."""
 _URL = "https://www.cs.toronto.edu/~kriz/"
 _BINARY_FOLDER, _PYTHON_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -105,14 +108,15 @@ def _checked_reader(folder: Path) -> Reader:
 def _tar_reader(path: Path, folder: str) -> Reader:
     wanted = {f"{folder}/{name}{suffix}" for name in PYTHON_FILES for suffix in ("", ".bin")}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        # As a stream, front to back: each byte is unpacked once, and counted.
+        with _Bounded(path) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
             members = {
                 member.name.removeprefix("./"): source.read()
                 for member in archive
-                if member.isreg() and member.name.removeprefix("./") in wanted
+                if member.isreg() and member.name.removeprefix("./") in wanted and _fits(member)
                 if (source := archive.extractfile(member)) is not None
             }
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, UserError) as error:
         raise UserError(f"{shown(path)}: damaged archive ({reason(error)}){page_hint(path)}; get it again") from error
 
     def read(name: str) -> bytes:
@@ -121,6 +125,25 @@ def _tar_reader(path: Path, folder: str) -> Reader:
         return members[f"{folder}/{name}"]
 
     return read
+
+
+class _Bounded(gzip.GzipFile):
+    """Refuses to unpack without end."""
+
+    left = UNPACKED
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise UserError(f"unpacks to more than {UNPACKED / 1e6:,.0f} MB")
+        return content
+
+
+def _fits(member: tarfile.TarInfo) -> bool:
+    if member.size > MEMBER_LIMIT:  # a sparse member announces more than it holds
+        raise UserError(f"{shown(member.name)} would be {member.size / 1e6:,.0f} MB")
+    return True
 
 
 def _from_binary(read: Reader, source: Path) -> tuple[Pair, Pair]:

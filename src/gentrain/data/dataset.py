@@ -6,7 +6,7 @@ Images are stored as uint8 0..255 and stay so until a family asks for its range;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gentrain.data.decode import Recipe, decode
-from gentrain.data.files import Files
+from gentrain.data import pool
+from gentrain.data.decode import Recipe
+from gentrain.data.files import BadFileError, Files
 from gentrain.errors import UserError
 from gentrain.types import Images, Spec
 
@@ -70,12 +71,13 @@ class FileRows:
         return len(self.files)
 
     def take(self, index: Tensor) -> Tensor:
-        """Raises UserError with the path of a file that cannot be decoded."""
-        side = self.recipe.size
-        out = np.empty((len(index), self.recipe.channels, side, side), dtype=np.uint8)
-        for row, place in enumerate(index.tolist()):
-            out[row] = decode(self.files.read(place), self.files.where(place), self.recipe)
-        return torch.from_numpy(out)  # [B C H W]
+        """Raises BadFileError with the path of a file that cannot be decoded."""
+        return torch.from_numpy(pool.pixels(self.files, self.recipe, index.tolist()))  # [B C H W]
+
+    def complaints(self) -> Iterator[str]:
+        """Try every file: what is wrong with each bad one, one line each, in their order."""
+        for found in pool.over(pool.complaints, self.files, self.recipe):
+            yield from found
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,11 @@ class DataSet:
             if len(split) == 0:
                 sizes = f"train {len(self.train)}, test {len(self.test)}"
                 raise UserError(f"data {self.name}: the {role} split is empty ({sizes}); give it more samples")
-            first = split.x.take(torch.zeros(1, dtype=torch.int64))
+            try:
+                first = split.x.take(torch.zeros(1, dtype=torch.int64))
+            except BadFileError as error:
+                error.rows = (self.train.x, self.test.x)
+                raise
             if first.dtype != wanted or tuple(first.shape[1:]) != self.spec.shape:
                 found = f"{tuple(first.shape[1:])} of {first.dtype}"
                 raise UserError(f"data {self.name}: {role} samples are {found}, not {self.spec.shape} of {wanted}")

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+from urllib.parse import urljoin, urlsplit
 
 from gentrain.errors import UserError
 
 CONTENT_LIMIT = 64 << 20
 """Bytes up to which a folder's fingerprint reads the files; above it, names, sizes and times must do."""
+
+
+BYTES_LIMIT = 1 << 30
+"""No file that is read whole may be larger: beyond what any picture of allowed size takes, and below what machines
+have."""
+
+MEMBER_LIMIT = 64 << 20
+"""Bytes that one image in a zip may unpack to: a few kB can hold gigabytes of zeros."""
+
+
+class BadFileError(UserError):
+    """A file that cannot be used. ``rows``: where to look for more of them (``FileRows`` of all splits)."""
+
+    rows: tuple[Any, ...] = ()
 
 
 class Files(Protocol):
@@ -36,9 +52,9 @@ class Files(Protocol):
 
 
 def shown(path: Path | str) -> str:
-    """A path fit for a one-line message, whatever bytes its name holds."""
+    """A path fit for a one-line message, whatever bytes its name holds: none of them may steer a terminal."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return text.replace("\n", "\\n").replace("\r", "\\r")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def reason(error: BaseException) -> str:
@@ -48,12 +64,21 @@ def reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def read_bytes(path: Path) -> bytes:
-    """Raises UserError with the path."""
+def read_bytes(path: Path, limit: int = BYTES_LIMIT) -> bytes:
+    """Raises BadFileError with the path, also for what is no plain file (a pipe would be waited on for ever)."""
     try:
-        return path.read_bytes()
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as source:
+            state = os.fstat(source.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise BadFileError(f"{shown(path)}: not a plain file; replace or remove it")
+            if state.st_size > limit:
+                raise BadFileError(
+                    f"{shown(path)}: {state.st_size / 1e6:,.0f} MB, the limit is {limit / 1e6:,.0f}; make it smaller or"
+                    " remove it"
+                )
+            return source.read()
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({reason(error)})") from error
+        raise BadFileError(f"{shown(path)}: cannot be read ({reason(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -75,23 +100,24 @@ class FolderFiles:
     def fingerprint(self) -> str:
         """Of the content up to 64 MiB; beyond that of names, sizes and modification times."""
         try:
-            stats = [(self.root / name).stat() for name in self.names]
+            states = [(self.root / name).stat() for name in self.names]
         except OSError as error:
-            raise UserError(f"{shown(str(error.filename))}: cannot be read ({reason(error)})") from error
-        by_content = sum(stat.st_size for stat in stats) <= CONTENT_LIMIT
+            raise BadFileError(f"{shown(str(error.filename))}: cannot be read ({reason(error)})") from error
+        by_content = sum(state.st_size for state in states) <= CONTENT_LIMIT
         digest = hashlib.sha256()
-        for place, (name, stat) in enumerate(zip(self.names, stats, strict=True)):
-            mark = hashlib.sha256(self.read(place)).hexdigest() if by_content else str(stat.st_mtime_ns)
-            digest.update(os.fsencode(name) + f"\0{stat.st_size}\0{mark}\0".encode())
+        for place, (name, state) in enumerate(zip(self.names, states, strict=True)):
+            mark = hashlib.sha256(self.read(place)).hexdigest() if by_content else str(state.st_mtime_ns)
+            digest.update(os.fsencode(name) + f"\0{state.st_size}\0{mark}\0".encode())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class ZipFiles:
-    """Members of a zip file, read in place."""
+    """Members of a zip file, read in place. None may be larger than ``limit`` bytes when it is unpacked."""
 
     path: Path
     names: Sequence[str]
+    limit: int = MEMBER_LIMIT
     # One handle per process: workers that inherit one would share its position in the file.
     _open: dict[int, zipfile.ZipFile] = field(default_factory=dict, compare=False, repr=False)
 
@@ -99,7 +125,7 @@ class ZipFiles:
         return len(self.names)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "names": self.names, "_open": {}}
+        return {"path": self.path, "names": self.names, "limit": self.limit, "_open": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for key, value in state.items():
@@ -111,12 +137,21 @@ class ZipFiles:
         return self._open[os.getpid()]
 
     def read(self, place: int) -> bytes:
+        archive = self._archive()
         try:
-            return self._archive().read(self.names[place])
+            size = archive.getinfo(self.names[place]).file_size  # zipfile unpacks no more than is announced
+            if size > self.limit:
+                raise BadFileError(
+                    f"{self.where(place)}: {size / 1e6:,.0f} MB unpacked, the limit is {self.limit / 1e6:,.0f}; get the"
+                    " zip again"
+                )
+            return archive.read(self.names[place])
+        except BadFileError:
+            raise
         except (OSError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self.where(place)}: cannot be read ({reason(error)}); get the zip again") from error
+            raise BadFileError(f"{self.where(place)}: cannot be read ({reason(error)}); get the zip again") from error
         except Exception as error:  # zlib.error and its kin, by codec
-            raise UserError(f"{self.where(place)}: damaged ({reason(error)}); get the zip again") from error
+            raise BadFileError(f"{self.where(place)}: damaged ({reason(error)}); get the zip again") from error
 
     def where(self, place: int) -> str:
         return f"{shown(self.path)}:{shown(self.names[place])}"
@@ -182,7 +217,9 @@ def flushed(handle: IO[bytes]) -> None:
 
 
 def download(urls: Sequence[str], target: Path, md5: str) -> None:
-    """Fetch ``target`` from the first of ``urls`` that answers; only content with the published checksum is kept.
+    """Fetch ``target`` from the first of ``urls`` that answers; only content with the published checksum is kept, and
+    whatever lies there already stays until it has come. Redirections to another host, or from https to http, are not
+    followed.
 
     Raises UserError with the last failure.
     """
@@ -195,8 +232,11 @@ def download(urls: Sequence[str], target: Path, md5: str) -> None:
         with locked(lock):  # the ranks of one job must not all download
             for url in urls:
                 try:
-                    pooch.retrieve(url, f"md5:{md5}", target.name, target.parent, progressbar=_Bar(target.name))
+                    fetch = pooch.HTTPDownloader(progressbar=_Bar(target.name), hooks={"response": _stay})
+                    pooch.retrieve(url, f"md5:{md5}", target.name, target.parent, downloader=fetch)
                     return
+                except _RefusedError as error:
+                    failure = f"{url}: {error}"
                 except ValueError:
                     failure = f"{url}: not the published checksum"
                 except OSError as error:  # those of requests too, whose texts run over many lines
@@ -210,6 +250,20 @@ def download(urls: Sequence[str], target: Path, md5: str) -> None:
     raise UserError(f"download failed ({failure})")
 
 
+class _RefusedError(OSError):
+    """An answer that is not looked at."""
+
+
+def _stay(response: Any, **_settings: Any) -> None:
+    """A hook of requests, called before a redirection is followed."""
+    if not response.is_redirect:
+        return
+    here = urlsplit(response.url)
+    there = urlsplit(urljoin(response.url, response.headers["location"]))
+    if there.hostname != here.hostname or (here.scheme, there.scheme) == ("https", "http"):
+        raise _RefusedError(f"it sends us on to {there.scheme}://{there.hostname}, which is not what was published")
+
+
 class _Bar:
     """Rich's progress bar behind the interface that pooch expects (that of tqdm)."""
 
@@ -218,12 +272,17 @@ class _Bar:
         from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
         columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=None)
         self.total = 0
+        self.received = 0
         self.started = False
 
     def update(self, amount: int) -> None:
+        self.received += amount
+        if self.received > BYTES_LIMIT:  # an answer without end would fill the disk
+            raise _RefusedError(f"more than {BYTES_LIMIT / 1e6:,.0f} MB came")
         if not self.started:
             self.progress.start()
             self.progress.update(self.task, total=self.total or None)
@@ -231,6 +290,7 @@ class _Bar:
         self.progress.advance(self.task, amount)
 
     def reset(self) -> None:
+        self.received = 0
         self.progress.reset(self.task, total=self.total or None)
 
     def close(self) -> None:

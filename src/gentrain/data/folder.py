@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from gentrain.data.cache import Storage, rows
+from gentrain.data.cache import Storage, splits
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import SUFFIXES, Recipe, check_size
 from gentrain.data.files import FolderFiles, reason, shown
@@ -42,26 +43,22 @@ def folder(
     else:
         parts = [(home, names) for names in _divided(home, test_fraction)]
     classes = tuple(sorted({_class(name) for name in parts[0][1]} - {""}))
-    splits: list[Split] = []
-    marks: list[torch.Tensor | str | None] = []
-    for title, (place, names) in zip(("train", "test"), parts, strict=True):
-        files = FolderFiles(place, names)
-        labels = _labels(place, names, classes)
-        marks += [files.fingerprint(), labels]
-        splits.append(Split(rows(files, recipe, storage, f"{home.name}-{title}"), labels))
+    labels = [_labels(place, names, classes) for place, names in parts]
+    titles = (f"{home.name}-train", f"{home.name}-test")
+    files = [FolderFiles(place, names) for place, names in parts]
+    (train, mark), (test, other_mark) = splits(list(zip(titles, files, strict=True)), recipe, storage)
     spec = Spec((channels, size, size), class_names=classes)
-    return DataSet(f"folder:{home.name}", spec, splits[0], splits[1], content_hash([*marks, recipe.key]))
+    fingerprint = content_hash([mark, labels[0], other_mark, labels[1], recipe.key])
+    return DataSet(f"folder:{home.name}", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
 
 
 def _listed(home: Path) -> list[str]:
     """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders."""
     if not home.is_dir():
         raise UserError(f"{shown(home)}: no such folder; set data.root to a folder of images")
-    names: list[str] = []
-    _walk(home, "", names, set())
+    names = sorted(_walk(home), key=os.fsencode)
     if not names:
         raise UserError(f"{shown(home)}: no images in it; known endings are {' '.join(SUFFIXES)}")
-    names.sort(key=os.fsencode)
     loose = [name for name in names if "/" not in name]
     if loose and len(loose) < len(names):
         raise UserError(
@@ -71,23 +68,32 @@ def _listed(home: Path) -> list[str]:
     return names
 
 
-def _walk(home: Path, below: str, names: list[str], seen: set[tuple[int, int]]) -> None:
+def _walk(home: Path) -> Iterator[str]:
     """Follows links to folders, but enters none twice: a link to a parent would never end."""
-    try:
-        here = (home / below).stat()
-        entries = sorted(os.scandir(home / below), key=lambda entry: os.fsencode(entry.name))
-    except OSError as error:
-        raise UserError(f"{shown(home / below)}: cannot be read ({reason(error)})") from error
-    if (here.st_dev, here.st_ino) in seen:
-        return
-    seen.add((here.st_dev, here.st_ino))
-    for entry in entries:
-        if entry.name.startswith("."):
+    waiting, seen = [""], set[tuple[int, int]]()
+    while waiting:
+        below = waiting.pop()
+        try:
+            here = (home / below).stat()
+            entries = sorted(os.scandir(home / below), key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise UserError(f"{shown(home / below)}: cannot be read ({reason(error)})") from error
+        if (here.st_dev, here.st_ino) in seen:
             continue
-        if entry.is_dir():
-            _walk(home, f"{below}{entry.name}/", names, seen)
-        elif entry.name.lower().endswith(SUFFIXES):
-            names.append(below + entry.name)
+        seen.add((here.st_dev, here.st_ino))
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = [entry.name for entry in entries if _is_folder(entry)]
+        waiting += [f"{below}{name}/" for name in reversed(folders)]
+        for name in {entry.name for entry in entries} - set(folders):
+            if name.lower().endswith(SUFFIXES):
+                yield below + name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; whoever reads it says so
+        return False
 
 
 def _divided(home: Path, test_fraction: float) -> tuple[list[str], list[str]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from gentrain.types import PathText
 
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _SIDE = 28
+_LIMIT = 256 << 20  # bytes, unpacked: five times the training images, for a packed file of 200 kB can hold as much
 
 
 @dataclass(frozen=True)
@@ -141,25 +144,29 @@ def _either(folder: Path, name: str) -> Path | None:
 
 
 def _unpacked(path: Path) -> bytes:
-    blob = read_bytes(path)
+    blob = read_bytes(path, _LIMIT)
     if path.suffix != ".gz":
         return blob
     if not blob:  # which gzip takes for nothing, well packed
         raise UserError(f"{shown(path)}: empty file; get it again")
     try:
-        return gzip.decompress(blob)
+        with gzip.GzipFile(fileobj=io.BytesIO(blob)) as packed:
+            content = packed.read(_LIMIT + 1)
+        if len(content) > _LIMIT:
+            raise UserError(f"{shown(path)}: unpacks to more than {_LIMIT / 1e6:,.0f} MB; get it again")
+        return content
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{shown(path)}: damaged gzip file ({reason(error)}){page_hint(path)}; get it again") from error
 
 
 def _parsed(blob: bytes, path: Path) -> NDArray[np.uint8]:
-    """IDX: two zero bytes, type 8 (unsigned byte), number of dimensions, each as a big-endian int32, then the data."""
+    """IDX: two zero bytes, type 8 (unsigned byte), number of dimensions, each in 4 bytes, big-endian, then the data."""
     rank = blob[3] if len(blob) >= 4 and blob[:3] == b"\0\0\x08" else 0
     if rank not in (1, 3) or len(blob) < 4 + 4 * rank:
         raise UserError(f"{shown(path)}: not an IDX file of bytes{page_hint(path)}; get it again")
-    shape = tuple(int(side) for side in np.frombuffer(blob, ">i4", rank, 4))
+    shape = tuple(int(side) for side in np.frombuffer(blob, ">u4", rank, 4))
     data = np.frombuffer(blob, np.uint8, offset=4 + 4 * rank)
-    if data.size != int(np.prod(shape)):
+    if data.size != math.prod(shape):
         raise UserError(f"{shown(path)}: {data.size} bytes of data where {shape} are announced; get it again")
     return data.reshape(shape)
 
