@@ -176,7 +176,9 @@ def build(node: Any, *, trusted: bool = True, where: str = "", **extra: Any) -> 
             return target(**inner, **extra)
         except UNFIT as error:
             why = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{where}: {node[TARGET]} cannot be made of these values ({why:.200})") from error
+            raise UserError(
+                f"{where}: {node[TARGET]} cannot be made of these values ({why:.200}); debug=true shows where"
+            ) from error
     if isinstance(node, (list, tuple)):
         return [build(item, trusted=trusted, where=f"{where}[{i}]") for i, item in enumerate(node)]
     return node
