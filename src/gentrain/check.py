@@ -21,8 +21,8 @@ from gentrain.errors import UserError
 SCALARS: dict[type, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,), Path: (str,)}
 
 LARGEST = 1 << 63
-MADE = frozenset({"model", "data"})
-"""Sections that describe an object."""
+MADE, MAY_BE_MADE, MADE_OF = frozenset({"model", "data"}), frozenset({"logger"}), frozenset({"callbacks"})
+"""Sections that describe an object, that may do so, and whose keys do."""
 
 
 def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, trusted: bool = True) -> None:
@@ -32,8 +32,16 @@ def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, tr
     """
     for key, node in config.items():
         _walk(node, key, frozenset() if given is None else given.get(key, frozenset()), trusted)
-        if key in MADE and not (isinstance(node, Mapping) and TARGET in node and not node.get(PARTIAL, False)):
-            raise UserError(f"{key}: a {TARGET} with its keys is needed, without {PARTIAL}")
+        if key in MADE or (key in MAY_BE_MADE and node):
+            _object(node, key)
+        for name, part in node.items() if key in MADE_OF and isinstance(node, Mapping) else ():
+            if part is not None:
+                _object(part, f"{key}.{name}")
+
+
+def _object(node: Any, where: str) -> None:
+    if not (isinstance(node, Mapping) and TARGET in node and not node.get(PARTIAL, False)):
+        raise UserError(f"{where}: a {TARGET} with its keys is needed, without {PARTIAL}")
 
 
 def _walk(node: Any, where: str, given: frozenset[str], trusted: bool) -> None:

@@ -116,7 +116,6 @@ def mistakes() -> Iterator[str]:
     yield from ("model=vae loss=hinge", "model=dcgan loss=bernoulli", "model=vae data=ring", "metrics=modes")
     yield from (
         "model=dcgan data=ring model/net=dcgan",
-        "model=dcgan model/net=mlp_vae",
         "model=vae model/net=goodfellow",
     )
     yield from ("data.size=9", "data.channels=2", "train.batch_size=5000", "name=../up", "data=folder", "data=celeba")
