@@ -38,6 +38,7 @@ faults: setup ## Inject every fault of the catalogue (up to an hour); writes out
 bench: setup ## Measure throughput and start-up; writes benchmarks/results/*.json
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/safety.py
 
 clean: ## Remove what make and the tools have made (not outputs/)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -158,3 +158,14 @@ def test_the_gap_is_that_of_the_means_and_the_spread_that_of_seeds(bench: Any) -
     found = bench("parity").compare(runs)["fd"]
     assert (found["32-true"], found["bf16-mixed"], found["gap"]) == (2.0, 4.0, 2.0)
     assert found["spread"] == pytest.approx(5.0**0.5, abs=1e-4)  # variances 2 and 8
+
+
+def test_safety_weighs_saves_against_steps(bench: Any, tmp_path: Path) -> None:
+    assert bench("safety").main(["--quick", "--threads", "1", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "safety.json").read_text(encoding="utf-8"))
+    assert set(record) >= COMMON - {"goals"} | {"share_of_safety", "share_of_saving"}
+    assert record["saves"] == 20
+    whole = record["iterations"] * record["ms_per_step"]
+    share = record["saves"] * record["ms_per_safe_save"] / whole
+    assert record["share_of_saving"] == pytest.approx(share, rel=0.02)
+    assert not list(tmp_path.glob("tmp*")), "its files are cleared up"

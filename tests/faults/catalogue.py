@@ -186,7 +186,7 @@ ROWS: dict[int, Row] = {
         "pairs that do not match, labels out of range",
         (f"{IMAGES}::test_lists_that_do_not_fit_the_images", f"{IMAGES}::test_labels_that_do_not_fit_the_images"),
     ),
-    47: Row("data changed between start and resume", (f"{IMAGES}::test_changed_data_are_refused_by_resume",)),
+    47: Row("data changed between start and resume", (f"{IMAGES}::test_data_that_changed_are_refused_by_resume",)),
     48: Row(
         "names with spaces, line ends, other alphabets; loops of links",
         (
