@@ -82,7 +82,7 @@ class RunFolder:
             raise UserError(
                 f"{path}: the run folder cannot be made ({error.strerror}); choose another output="
             ) from None
-        folder.write_card(card)
+        folder.write_card(mask_secrets(card))
         return folder
 
     def config(self) -> Node:

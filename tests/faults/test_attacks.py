@@ -566,7 +566,6 @@ SECRET = "s3cr3tC4n4ry"
 
 
 @pytest.mark.parametrize("key", ["api_key", "token", "password", "wandb_api_key", "secret"])
-@pytest.mark.xfail(strict=True, reason="config.yaml, run.json and checkpoints still hold secrets as they were given")
 def test_secrets_stand_in_no_file_of_a_run(key: str, run: Run, workplace: Path) -> None:
     given = (*words("model=gan", "name=run", "train.iterations=2", "metrics=none"), f"+about.{key}={SECRET}")
     assert run(*given).code == 0
