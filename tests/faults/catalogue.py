@@ -22,7 +22,7 @@ ENGINE, SCORES = "test_engine.py::test_", "test_evaluation.py::test_"
 KILLS, DISK, SIGNALS = "faults/test_kills.py::test_", "faults/test_disk.py::test_", "faults/test_signals.py::test_"
 IMAGES, ATTACKS, FUZZ = "faults/test_images.py", "faults/test_attacks.py", "faults/test_fuzz.py"
 AROUND = "faults/test_surroundings.py::test_"
-SWEEPS, LOGGERS, RANKS = "faults/test_sweeps.py", "test_wandb.py", "faults/test_ranks.py"
+SWEEPS, RANKS = "faults/test_sweeps.py", "faults/test_ranks.py"
 
 ROWS: dict[int, Row] = {
     # Writing checkpoints
@@ -75,7 +75,10 @@ ROWS: dict[int, Row] = {
     # Resume
     14: Row(
         "SIGKILL in the middle of an epoch, each model",
-        (f"{KILLS}a_run_killed_at_random_steps_ends_as_one_that_was_not",),
+        (
+            f"{KILLS}a_run_killed_at_random_steps_ends_as_one_that_was_not",
+            f"{RANKS}::test_every_model_resumes_exactly_with_workers_and_with_ranks",
+        ),
     ),
     15: Row(
         "killed at an epoch's end, first or last batch, in validation, scores or pictures",
@@ -265,7 +268,7 @@ ROWS: dict[int, Row] = {
             f"{FUZZ}::test_damaged_configs",
         ),
     ),
-    69: Row("W&B missing, without key, slow or dying", (LOGGERS,)),
+    69: Row("W&B missing, without key, slow or dying", ("test_wandb.py", "faults/test_services.py")),
     70: Row(
         "full log disk, closed output, no terminal",
         ("test_progress.py", "test_loggers.py::test_rows_wait_for_a_disk_that_refuses_and_one_line_says_so"),
