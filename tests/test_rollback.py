@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Run, words
+from conftest import Count, Run, words
 
 from gentrain.engine import checkpoint
 from gentrain.engine.finite import refuse_non_finite
@@ -120,3 +122,59 @@ def test_what_is_lost_where_no_loss_shows_it_is_found_before_it_is_saved(
     assert ended.code == 2
     assert "iteration 4: average.nets.generator" in ended.err
     assert [path.name for path in files(workplace)] == [checkpoint.file_name(2)]
+
+
+PLACES = ("weight", "gradient", "buffer", "loss")
+
+
+def test_poison_anywhere_stops_the_run_within_a_step_and_is_never_saved(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, count: Count
+) -> None:
+    """NaN or infinity at a random iteration, player and place; a checkpoint is due after every iteration."""
+    number, generator = count.of(8, 100), random.Random(0)
+    fired = survived = 0
+    for trial in range(number):
+        at, place = generator.randrange(2, 8), PLACES[trial % 4]
+        player, value = generator.choice(["critic", "generator"]), generator.choice([math.nan, math.inf])
+        player = "generator" if place == "buffer" else player  # this size's critic has no batch norm
+        done: list[int] = []
+        with monkeypatch.context() as patch:
+            poisoned(patch, at, player, place, value, done)
+            shared = words("model=dcgan", f"name=r{trial}", "train.checkpoint_every=1", "train.keep=9")
+            ended = run(*shared, "train.iterations=12", "train.validate_every=0", "metrics=none")
+        fired += bool(done)
+        steps = checkpoint.steps(workplace / "outputs" / f"r{trial}" / "checkpoints")
+        for path in steps:
+            refuse_non_finite(checkpoint.load(path)["system"], 0)
+        said = re.search(r"iteration (\d+): .*the last good checkpoint is iteration-0*(\d+)", ended.err)
+        assert said, f"{place} of {player}: {ended.err}"
+        in_time = int(said[1]) in (at, at + 1) and int(said[2]) == at - 1 == len(steps)
+        survived += ended.code == 2 and in_time and "Traceback" not in ended.err
+    count.says(injected=number, fired=fired, survived=survived)
+
+
+def poisoned(patch: pytest.MonkeyPatch, at: int, player: str, place: str, value: float, done: list[int]) -> None:
+    gradients, step = System._gradients, System._step
+
+    def after_gradients(self: System, seat: Seat, parts: Any, iteration: int) -> None:
+        if (iteration, seat.player.name, place) == (at, player, "loss"):
+            done.append(iteration)
+            loss = seat.player.loss
+            object.__setattr__(seat.player, "loss", lambda part: {k: v * value for k, v in loss(part).items()})
+        gradients(self, seat, parts, iteration)
+        if (iteration, seat.player.name, place) == (at, player, "gradient"):
+            done.append(iteration)
+            assert seat.parameters[0].grad is not None
+            seat.parameters[0].grad.view(-1)[0] = value
+
+    def after_step(self: System, seat: Seat, iteration: int) -> None:
+        step(self, seat, iteration)
+        if (iteration, seat.player.name) == (at, player) and place in ("weight", "buffer"):
+            done.append(iteration)
+            net = self.nets[seat.player.nets[0]]
+            held = list(net.parameters()) if place == "weight" else [b for b in net.buffers() if b.is_floating_point()]
+            with torch.no_grad():
+                held[0].view(-1)[0] = value
+
+    patch.setattr(System, "_gradients", after_gradients)
+    patch.setattr(System, "_step", after_step)
