@@ -23,6 +23,7 @@ from gentrain.data import pool
 from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
 from gentrain.data.decode import Recipe
 from gentrain.data.files import BadFileError, Files, flushed, locked, reason, shown
+from gentrain.disk import sync_folder
 from gentrain.errors import UserError
 
 
@@ -117,18 +118,9 @@ def _build(path: Path, files: Files, recipe: Recipe, shape: tuple[int, ...], tit
                 out.write(block.data)
             flushed(out)
         part.replace(path)
-        _flush_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system lets a folder be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _watched(blocks: Iterable[NDArray[np.uint8]], total: int, title: str) -> Iterator[NDArray[np.uint8]]:

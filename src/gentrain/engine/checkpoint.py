@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from gentrain.disk import sync_folder
 from gentrain.errors import UserError
 
 FORMAT = 2
@@ -115,14 +116,6 @@ def _write_beside(path: Path, data: bytes) -> None:
     except OSError:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
