@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class LostRankError(Exception):
+    """Another process of a job has gone or hangs. One line, exit code 1: the fault is not where this is raised."""
+
+
 def one_line(error: object) -> str:
     """Its text on one line, without signs that would steer a terminal."""
     text = " ".join(str(error).split())
@@ -32,11 +36,11 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
         code = work()
         sys.stdout.flush()  # here, not at the interpreter's end, where a reader that has gone would be a traceback
         return code
-    except UserError as error:
+    except (UserError, LostRankError) as error:
         if debug or os.environ.get("GENTRAIN_DEBUG"):
             raise
         print(f"gentrain: {one_line(error)}", file=sys.stderr)
-        return MISTAKE
+        return MISTAKE if isinstance(error, UserError) else FAULT
     except KeyboardInterrupt:
         print("gentrain: interrupted", file=sys.stderr)
         return INTERRUPTED

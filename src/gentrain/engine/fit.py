@@ -28,10 +28,11 @@ from gentrain.engine.finite import NonFiniteError
 from gentrain.engine.loggers import MetricsCsv
 from gentrain.engine.loop import Blocks, Hurried, Signals
 from gentrain.engine.progress import RichProgress
+from gentrain.engine.ranks import lost_a_rank
 from gentrain.engine.session import Session, place
 from gentrain.engine.strategy import count_devices, ranks_strategy
 from gentrain.engine.system import System
-from gentrain.errors import UserError
+from gentrain.errors import LostRankError, UserError
 from gentrain.folder import RunFolder
 from gentrain.lock import only_one
 from gentrain.types import Images
@@ -59,6 +60,9 @@ def fit(folder: RunFolder, config: Node, *, resume: bool = False, trusted: bool 
                 folder.update_card(status=status, error=str(error) or type(error).__name__)
                 with folder.log_file.open("a", encoding="utf-8") as log:
                     log.write(traceback.format_exc())
+            if world > 1 and lost_a_rank(error):
+                limit = config["trainer"]["timeout"]
+                raise LostRankError(f"rank {rank}: another rank has gone, or said nothing for {limit:g} s") from error
             raise
 
 

@@ -66,6 +66,11 @@ def gather(state: dict[str, Any]) -> list[dict[str, Any]]:
     return [torch.load(io.BytesIO(data), weights_only=True) for data in packed]
 
 
+def lost_a_rank(error: BaseException) -> bool:
+    """Whether an error says that the others can no longer be heard; gloo's are RuntimeErrors that name its files."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 class Patience:
     """Lets the other ranks wait while the first one scores or writes, however long that takes.
 
