@@ -28,7 +28,7 @@ from gentrain.engine.finite import NonFiniteError
 from gentrain.engine.loggers import MetricsCsv
 from gentrain.engine.loop import Blocks, Hurried, Signals
 from gentrain.engine.progress import RichProgress
-from gentrain.engine.ranks import lost_a_rank
+from gentrain.engine.ranks import leave, lost_a_rank
 from gentrain.engine.session import Session, place
 from gentrain.engine.strategy import count_devices, ranks_strategy
 from gentrain.engine.system import System
@@ -108,6 +108,7 @@ def _train(session: Session, system: System) -> int:
                     session.resumed = _set_back(session, system, error)
                     conductor = Conductor(session, signals)
             status = "finished" if system.clock.finished and not conductor.owed else "stopped"
+            leave()
         finally:
             session.progress.stop()
             if session.is_first:

@@ -66,6 +66,12 @@ def gather(state: dict[str, Any]) -> list[dict[str, Any]]:
     return [torch.load(io.BytesIO(data), weights_only=True) for data in packed]
 
 
+def leave() -> None:
+    """Take leave of the others, whose work is done too: a process that ends with its connections open may abort."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def lost_a_rank(error: BaseException) -> bool:
     """Whether an error says that the others can no longer be heard; gloo's are RuntimeErrors that name its files."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
