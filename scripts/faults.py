@@ -69,6 +69,8 @@ def summarise(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
         counts = {key: sum(_count(case, key) for case in mine) for key in ("injected", "fired", "survived")}
         rows[str(number)] = {"fault": row.title, "tests": len(mine), **counts}
         rows[str(number)] |= {"seconds": round(sum(case.seconds for case in mine), 1)}
+        slowest = [float(case.facts["slowest_seconds"]) for case in mine if "slowest_seconds" in case.facts]
+        rows[str(number)] |= {"slowest_seconds": max(slowest)} if slowest else {}
         rows[str(number)] |= {"missing": row.missing} if row.missing else {}
     return rows
 

@@ -77,17 +77,19 @@ def test_one_bad_rank_ends_the_job(
     if kind in ("kill", "exit", "sleep") and count.of(0, 1) == 0:
         pytest.skip("in make faults: its like runs here (kill in test_ddp.py)")
     monkeypatch.setenv("HARM", kind)
-    timeout = 12.0
-    began = time.monotonic()
-    ended = run(*SHARED, "name=run", f"trainer.timeout={timeout}")
-    seconds = time.monotonic() - began
-    fired = (harmed / "fired").exists()
-    alive = [rank for rank in (0, 1) if Path(f"/proc/{(harmed / f'pid{rank}').read_text()}").exists()]
-    card = json.loads((harmed / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))
-    good = ended.code not in (0, 2) and SAID[kind] in ended.err and not alive and card["status"] != "finished"
-    assert SAID[kind] in ended.err
-    assert "Traceback" not in ended.err, "the one that counts is in the log of the rank that failed"
-    count.says(injected=1, fired=int(fired), survived=int(good), seconds=round(seconds, 1))
+    number, fired, survived, slowest = count.of(1, 10), 0, 0, 0.0
+    for trial in range(number):
+        began = time.monotonic()
+        ended = run(*SHARED, f"name=run{trial}", "trainer.timeout=12")
+        slowest = max(slowest, time.monotonic() - began)
+        fired += (harmed / "fired").exists()
+        (harmed / "fired").unlink()
+        alive = [rank for rank in (0, 1) if Path(f"/proc/{(harmed / f'pid{rank}').read_text()}").exists()]
+        card = json.loads((harmed / "outputs" / f"run{trial}" / "run.json").read_text(encoding="utf-8"))
+        survived += ended.code not in (0, 2) and not alive and card["status"] != "finished"
+        assert SAID[kind] in ended.err
+        assert "Traceback" not in ended.err, "the one that counts is in the log of the rank that failed"
+    count.says(injected=number, fired=fired, survived=survived, slowest_seconds=round(slowest, 1))
 
 
 def test_a_port_in_use_is_not_chosen(run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, count: Count) -> None:

@@ -78,7 +78,7 @@ def test_a_broken_service_changes_no_weight_and_ends_no_run(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert run(*words(*BUDGET, "name=alone")).code == 0
     ends = checkpoint.load(workplace / "outputs" / "alone" / "checkpoints" / "last.ckpt")
-    number, survived, slowest = 3, 0, 0.0
+    number, survived, slowest = 10, 0, 0.0
     for trial in range(number):
         began = time.monotonic()
         asks = words(*BUDGET, f"name=run{trial}", "logger=wandb", "logger.mode=online")
