@@ -150,7 +150,7 @@ def locate(target: str, *, trusted: bool = True, where: str = "") -> Any:
             raise
         for part in parts[cut:]:
             if not hasattr(found, part):
-                raise UserError(f"{at}nothing called {part} in {module_name}{nearest(part, vars(found))}")
+                raise UserError(f"{at}nothing called {part} in {module_name}{nearest(part, dir(found))}")
             found = getattr(found, part)
         home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
         if not trusted and not home.startswith(TRUSTED_HOMES):
