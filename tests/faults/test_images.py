@@ -446,8 +446,9 @@ def test_folder_names_and_loops_of_links(run: Run, home: Path) -> None:
     Path("bad.png").write_text("no picture")
     os.chdir(here)
     ended = timed(run, *words)
-    os.chdir(root / "-x" / "/".join(["d"] * 1000))  # nor does whoever clears up after the tests go so deep
-    shutil.rmtree("d")
+    for depth in (1000, 500, 0):  # nor does whoever clears up after the tests go so deep
+        os.chdir(root / "-x" / "/".join(["d"] * depth))
+        shutil.rmtree("d")
     os.chdir(here)
     assert names_it(ended, "/d/d/bad.png"), ended.err[:300]
 
