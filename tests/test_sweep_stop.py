@@ -65,6 +65,8 @@ def long_sweep(workplace: Path) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs these tests in the background of a script has them ignore Ctrl-C, and so would the sweep.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: [card["status"] for card in cards(workplace)] == ["running", "running", "created"])

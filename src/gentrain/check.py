@@ -32,10 +32,10 @@ def check(config: Node, given: Mapping[str, frozenset[str]] | None = None, *, tr
     """
     for key, node in config.items():
         _walk(node, key, frozenset() if given is None else given.get(key, frozenset()), trusted)
-        if key in MADE or (key in MAY_BE_MADE and node):
+        if key in MADE or (key in MAY_BE_MADE and isinstance(node, Mapping) and TARGET in node):
             _object(node, key)
         for name, part in node.items() if key in MADE_OF and isinstance(node, Mapping) else ():
-            if part is not None:
+            if isinstance(part, Mapping) and TARGET in part:
                 _object(part, f"{key}.{name}")
 
 

@@ -265,6 +265,7 @@ ROWS: dict[int, Row] = {
             f"{FUZZ}::test_random_words",
             f"{FUZZ}::test_random_words_of_a_training_leave_no_folder_when_they_are_refused",
             f"{FUZZ}::test_mistakes_are_one_line_and_leave_no_folder",
+            f"{FUZZ}::test_numbers_that_nothing_counts_to",
             f"{FUZZ}::test_damaged_configs",
         ),
     ),

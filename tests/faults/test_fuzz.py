@@ -137,6 +137,13 @@ def test_mistakes_are_one_line_and_leave_no_folder(run: Run, workplace: Path, co
     count.says(injected=len(chosen), fired=len(chosen), survived=survived)
 
 
+@pytest.mark.parametrize("key", ["model.net.depth", "model.latent", "train.iterations", "seed", "+wants.more"])
+def test_numbers_that_nothing_counts_to(key: str, run: Run) -> None:
+    for number in ("1" * 400, "-" + "1" * 400, str(1 << 63)):
+        refused(run("check", *TINY, f"{key}={number}"), key.lstrip("+"), "bits is more than")
+    assert run("check", *TINY, "seed=7").code == 0
+
+
 def damaged(generator: random.Random, text: str) -> bytes:
     """Bytes changed, lines lost, doubled or moved, values swapped."""
     rows = text.splitlines(keepends=True)
