@@ -99,3 +99,23 @@ def test_a_shorter_draw_leaves_no_file_of_a_longer_one(run: Run, workplace: Path
     assert {p.name for p in (workplace / "drawn").iterdir()} == {*drawn, *mine, "grid.png", "000007"}
     assert run("sample", "run=outputs/run", "n=3", "files=false", "out=drawn").code == 0
     assert {p.name for p in (workplace / "drawn").iterdir()} == {*mine, "grid.png", "000007"}
+
+
+def test_a_config_of_other_networks_is_one_line(run: Run, workplace: Path) -> None:
+    assert run(*words("model=dcgan", "name=run", "train.iterations=2", "metrics=none")).code == 0
+    config = workplace / "outputs" / "run" / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("latent: 16", "latent: 17"), encoding="utf-8")
+    assert config.read_text(encoding="utf-8") != text
+    for command in ("sample", "evaluate"):
+        ended = run(command, "run=outputs/run", "device=cpu")
+        assert ended.code == 2
+        assert "Traceback" not in ended.err
+    assert "the checkpoint is of other networks" in run("sample", "run=outputs/run", "device=cpu").err
+
+
+def test_a_number_that_an_optimiser_refuses_leaves_no_folder(run: Run, workplace: Path) -> None:
+    ended = run(*words("model=dcgan", "name=run", "model.players.critic.optimizer.lr=-1"))
+    assert ended.code == 2
+    assert "model.players.critic.optimizer" in ended.err
+    assert not (workplace / "outputs" / "run").exists()

@@ -111,7 +111,7 @@ def _train(session: Session, system: System) -> int:
             leave()
         finally:
             session.progress.stop()
-            if session.is_first:
+            if session.is_first and session.folder.card().get("status") != "created":  # else it never began
                 _write_results(session, conductor.results(system), status)
     return signals.exit_code if status == "stopped" else 0
 

@@ -30,7 +30,8 @@ def load_system(folder: RunFolder, which: str = "last", *, device: str = "cpu", 
     config = folder.config()
     state = _state(folder, which)
     system = build(config["model"], trusted=trusted, where="model", spec=spec)
-    assert isinstance(system, System)
+    if not isinstance(system, System):
+        raise UserError(f"model: {config['model'].get('_target_')} makes {type(system).__name__}, not a System")
     system.to(place)
     system.prepare(total=config["train"]["iterations"], precision=card["precision"])
     system.restore(state["system"])

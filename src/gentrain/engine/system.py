@@ -258,8 +258,16 @@ class System(lightning.LightningModule, ABC):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave. Networks and optimisers must be of the same make (RuntimeError otherwise).
-        UserError where only one of the two has an average."""
+        """Put back what ``state`` gave. UserError if it is of other networks or players, or only one has an average."""
+        try:
+            self._restore(state)
+        except (RuntimeError, KeyError, ValueError) as error:  # how torch says that sizes or names do not fit
+            why = " ".join(str(error).split())
+            raise UserError(
+                f"model: the checkpoint is of other networks or players than the config's ({why:.200})"
+            ) from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         if (self.average is None) != (state["average"] is None):
             has, wants = ("an", "none") if self.average is None else ("no", "one")
             raise UserError(f"model.ema: the checkpoint has {has} average of the weights, the config asks for {wants}")
