@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from itertools import islice
+from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,18 @@ class TestStream:
         with pytest.raises(UserError) as caught:
             take(stream(on_disk, batch_size=3, seed=5, workers=workers), 4)
         assert "06.png" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("broken", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("x")])
+    def test_worker_that_dies_while_it_hands_over_a_batch_is_one_line(
+        self, on_disk: Split, monkeypatch: pytest.MonkeyPatch, broken: Exception
+    ) -> None:
+        def detach(self: DupFd) -> int:
+            raise broken
+
+        monkeypatch.setattr(DupFd, "detach", detach)
+        with pytest.raises(UserError, match="a data worker died") as caught:
+            take(stream(on_disk, batch_size=3, seed=5, workers=1), 2)
         assert "\n" not in str(caught.value)
 
     def test_flip_is_a_function_of_seed_epoch_and_index(self) -> None:

@@ -160,8 +160,12 @@ def _by_workers(rows: Rows, places: Iterator[Tensor], workers: int) -> Iterator[
             if isinstance(batch, str):
                 raise UserError(batch)
             yield batch
-    except RuntimeError as error:
-        if "worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        # A worker that dies between batches is a RuntimeError of the loader; in the midst of handing one over, its
+        # socket or pipe breaks. What a worker itself raised comes with its traceback in the text.
+        if "in DataLoader worker process" in str(error) or (
+            isinstance(error, RuntimeError) and "worker" not in str(error)
+        ):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"a data worker died ({reason}); lower the number of workers, or use 0") from error
