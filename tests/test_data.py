@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
+import signal
 from itertools import islice
 from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
@@ -142,6 +144,17 @@ class TestStream:
         with pytest.raises(UserError, match="a data worker died") as caught:
             take(stream(on_disk, batch_size=3, seed=5, workers=1), 2)
         assert "\n" not in str(caught.value)
+
+    def test_death_of_a_worker_is_told_only_where_a_batch_is_asked_for(self, on_disk: Split) -> None:
+        before = set(multiprocessing.active_children())
+        batches = stream(on_disk, batch_size=3, seed=5, workers=1)
+        next(batches)
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # torch's handler raises wherever the program is
+        (worker,) = set(multiprocessing.active_children()) - before
+        worker.kill()
+        worker.join()
+        with pytest.raises(UserError, match="a data worker died"):
+            take(batches, 8)
 
     def test_flip_is_a_function_of_seed_epoch_and_index(self) -> None:
         split = tensors()

@@ -5,9 +5,12 @@ Data in memory are indexed directly: at 8 to 64 pixels a worker process costs mo
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, tee
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,7 +159,7 @@ def _by_workers(rows: Rows, places: Iterator[Tensor], workers: int) -> Iterator[
         generator=torch.Generator().manual_seed(0),
     )
     try:
-        for batch in loader:
+        for batch in _started(loader):
             if isinstance(batch, str):
                 raise UserError(batch)
             yield batch
@@ -169,3 +172,16 @@ def _by_workers(rows: Rows, places: Iterator[Tensor], workers: int) -> Iterator[
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"a data worker died ({reason}); lower the number of workers, or use 0") from error
+
+
+def _started(loader: DataLoader[Tensor | str]) -> Iterator[Any]:
+    """The loader's iterator with its workers running, and without the handler that torch sets with the first of them.
+
+    That handler raises RuntimeError wherever the main thread happens to be when a worker dies, in the midst of a save
+    or of another error's handling too. The loader looks after its workers by itself whenever a batch is late.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return iterator
