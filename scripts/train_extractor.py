@@ -29,7 +29,8 @@ from gentrain.data.dataset import DataSet
 from gentrain.errors import UserError
 from gentrain.evaluation.domain import SHIPPED, Card, DomainNet, load_extractor, write_extractor
 from gentrain.evaluation.extractors import Extractor
-from gentrain.evaluation.metrics import frechet_distance, kernel_distance
+from gentrain.evaluation.frechet import frechet_distance
+from gentrain.evaluation.metrics import kernel_distance
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from gentrain.data.dataset import DataSet
 from gentrain.data.sources import ring, swissroll
 from gentrain.errors import UserError
-from gentrain.evaluation.metrics import frechet_distance, inception_score, kernel_distance
+from gentrain.evaluation.frechet import frechet_distance
+from gentrain.evaluation.metrics import inception_score, kernel_distance
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein, sliced_wasserstein
 from gentrain.evaluation.subject import Subject
 

@@ -22,10 +22,12 @@ from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits, ring, swissroll
 from gentrain.engine.session import Scoring
 from gentrain.errors import UserError
+from gentrain.evaluation.classes import ClassesShown
 from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
 from gentrain.evaluation.likelihood import LikelihoodBound
-from gentrain.evaluation.metrics import ClassesShown, Distances, Metric
+from gentrain.evaluation.metric import Metric
+from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
 from gentrain.evaluation.protocol import evaluate, require
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
@@ -55,7 +57,7 @@ class Pixels:
     """Source of an extractor that is its input."""
 
     dim: int = 64
-    keys: ClassVar[Keys] = Keys("fd_pixels", "kid_pixels", "is_pixels")
+    keys: ClassVar[Keys] = Keys("fd_pixels", "_pixels")
 
     def check(self, data: DataSet) -> None: ...
 
@@ -250,7 +252,7 @@ class Binary(Noise):
 
 
 class Classless(Pixels):
-    keys: ClassVar[Keys] = Keys("fd_pixels", "kid_pixels", None)
+    keys: ClassVar[Keys] = Keys("fd_pixels", "_pixels", classifier=False)
 
 
 SHIPPED: list[Metric] = [

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits, fashion_mnist
 from gentrain.errors import UserError
+from gentrain.evaluation.classes import ClassesShown
 from gentrain.evaluation.domain import SHIPPED, Domain, load_extractor, read_card
 from gentrain.evaluation.extractors import Features, sha256_of
+from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.inception import FILE, Inception
-from gentrain.evaluation.metrics import ClassesShown, Distances, frechet_distance
+from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.types import Spec
 

@@ -18,9 +18,10 @@ from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.system import System
 from gentrain.engine.turns import Simultaneous
 from gentrain.errors import UserError
+from gentrain.evaluation.classes import ClassesShown
 from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.likelihood import LikelihoodBound
-from gentrain.evaluation.metrics import ClassesShown, Distances
+from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
 from gentrain.evaluation.randomness import at_evaluation
 from gentrain.folder import RunFolder

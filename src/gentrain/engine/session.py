@@ -14,7 +14,7 @@ from gentrain.engine.health import Health
 from gentrain.engine.loggers import Logger
 from gentrain.engine.progress import RichProgress
 from gentrain.errors import UserError
-from gentrain.evaluation.metrics import Metric
+from gentrain.evaluation.metric import Metric
 from gentrain.folder import RunFolder
 
 

@@ -15,7 +15,7 @@ from gentrain.data.dataset import DataSet
 from gentrain.engine.sampling import at_rest, draw
 from gentrain.engine.session import Session
 from gentrain.engine.system import System
-from gentrain.evaluation.metrics import Metric
+from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.protocol import Report, evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.report import pictures

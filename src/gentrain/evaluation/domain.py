@@ -109,7 +109,7 @@ class Domain:
 
     weights: PathText | None = None
 
-    keys: ClassVar[Keys] = Keys("fd_domain", "kid_domain", "is_domain")
+    keys: ClassVar[Keys] = Keys("fd_domain", "_domain")
 
     def check(self, data: DataSet) -> None:
         """Raises UserError if no extractor serves these data, or if their shape is not the one it was trained on."""

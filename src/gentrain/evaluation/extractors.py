@@ -37,12 +37,26 @@ class Features:
 class Keys(NamedTuple):
     """Under which names an extractor's scores are reported: only the Inception network earns ``fid``.
 
-    ``score``: of its logits; None where the extractor is no classifier and gives none.
+    ``distance``: of the Fréchet distance. ``suffix``: of all other names (``kid_domain``). ``classifier``: whether it
+    gives logits.
     """
 
     distance: str
-    kernel: str
-    score: str | None
+    suffix: str
+    classifier: bool = True
+
+    @property
+    def kernel(self) -> str:
+        return self.named("kid")
+
+    @property
+    def score(self) -> str | None:
+        """The Inception score; None where the extractor is no classifier."""
+        return self.named("is") if self.classifier else None
+
+    def named(self, base: str) -> str:
+        """``precision`` becomes ``precision_domain``; under Inception it stays as it is."""
+        return f"{base}{self.suffix}"
 
 
 class Extractor(Protocol):

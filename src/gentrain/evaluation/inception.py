@@ -54,7 +54,7 @@ class Inception:
 
     weights_path: PathText | None = None
 
-    keys: ClassVar[Keys] = Keys("fid", "kid", "is")
+    keys: ClassVar[Keys] = Keys("fid", "")
 
     def check(self, data: DataSet) -> None:
         """Raises UserError if torch-fidelity or the weights are missing. Downloads here, not after the first epoch."""

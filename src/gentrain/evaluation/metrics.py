@@ -9,63 +9,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gentrain.errors import UserError
-from gentrain.evaluation.extractors import ExtractorSource, Features
+from gentrain.evaluation.extractors import ExtractorSource
+from gentrain.evaluation.frechet import frechet_distance
+from gentrain.evaluation.metric import Given, check_images, finite, logits_of
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
-
-
-class Metric(Protocol):
-    """A named group of scores; concrete ones are frozen dataclasses and config targets."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Capabilities asked of the system, names of ``gentrain.types.CAPABILITIES``."""
-        ...
-
-    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
-        """The keys that ``measure`` will return for this system and these data."""
-        ...
-
-    def check(self, data: DataSet, n: int | None = None) -> None:
-        """Raise UserError if the metric cannot work on these data, or with ``n`` samples. Called at start-up."""
-        ...
-
-    def measure(self, subject: Subject) -> dict[str, float]: ...
-
-
-class _Given(nn.Module):
-    """The extractor of torchmetrics' classes where the features are there already."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to two sets of features [N D] and [M D] (Heusel et al. 2017,
-    arXiv 1706.08500, eq. 6): |mu_r - mu_f|^2 + Tr(S_r + S_f - 2 (S_r S_f)^(1/2)). float64 throughout; covariances
-    with N - 1. Raises UserError for non-finite features."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    real, fake = _finite(real, "reference"), _finite(fake, "samples")
-    # The distance does not change when both sets move together, and sums of squares around 0 lose fewer digits.
-    centre = real.mean(dim=0)
-    metric = FrechetInceptionDistance(_Given(real.shape[1]), sync_on_compute=False)
-    metric.update(real - centre, real=True)
-    metric.update(fake - centre, real=False)
-    return max(float(metric.compute()), 0.0)  # below 0 by rounding only
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int, seed: int) -> float:
@@ -74,13 +30,13 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: in
     Raises UserError for non-finite features or fewer than two samples on a side."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    real, fake = _finite(real, "reference"), _finite(fake, "samples")
+    real, fake = finite(real, "reference"), finite(fake, "samples")
     size = min(len(real), len(fake), subset_size)
     if size < 2:
         raise UserError(f"metrics: kid needs at least 2 samples on each side, there are {len(fake)} and {len(real)}")
     with warnings.catch_warnings(), isolated_rng(seed):
         warnings.simplefilter("ignore", UserWarning)  # "will save all features": they are in memory already
-        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets, size, sync_on_compute=False)
+        metric = KernelInceptionDistance(Given(real.shape[1]), subsets, size, sync_on_compute=False)
         metric.update(real, real=True)
         metric.update(fake, real=False)
         return float(metric.compute()[0])
@@ -91,14 +47,14 @@ def inception_score(logits: Tensor, *, splits: int, seed: int) -> float:
     random parts of equal size. logits: [N K]. Between 1 and K. Raises UserError for non-finite logits, N < splits."""
     from torchmetrics.image.inception import InceptionScore
 
-    logits = _finite(logits, "samples")
+    logits = finite(logits, "samples")
     if len(logits) < splits:
         raise UserError(f"metrics: {len(logits)} samples cannot be cut into splits={splits} parts: lower splits")
     # exp(-700) is the edge of float64: below it a class that no sample shows would give 0 * inf.
     logits = logits.log_softmax(dim=1).clamp(min=-700.0)
     with warnings.catch_warnings(), isolated_rng(seed):
         warnings.simplefilter("ignore", UserWarning)  # "will save all features", and the spread of a single split
-        metric = InceptionScore(_Given(logits.shape[1]), splits=splits, sync_on_compute=False)
+        metric = InceptionScore(Given(logits.shape[1]), splits=splits, sync_on_compute=False)
         metric.update(logits)
         return float(metric.compute()[0])
 
@@ -131,10 +87,11 @@ class Distances:
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
-        return tuple(key for key in self.extractor.keys if key is not None)
+        keys = self.extractor.keys
+        return tuple(key for key in (keys.distance, keys.kernel, keys.score) if key is not None)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
-        _check_images(data)
+        check_images(data)
         self.extractor.check(data)
         count = len(split_of(data, self.split))
         self._enough(count if self.reference is None else min(count, self.reference), n, self.extractor, data)
@@ -151,7 +108,7 @@ class Distances:
             ),
         }
         if keys.score is not None:
-            found[keys.score] = inception_score(_logits(fake), splits=self.splits, seed=subject.seed)
+            found[keys.score] = inception_score(logits_of(fake), splits=self.splits, seed=subject.seed)
         return found
 
     def _enough(self, reference: int, n: int | None, extractor: ExtractorSource, data: DataSet) -> None:
@@ -165,58 +122,3 @@ class Distances:
                     f"metrics: {count} {what} for {dim} features: {extractor.keys.distance} needs more than {dim}: "
                     f"{remedy}, or set metrics.scores.distances.allow_few=true"
                 )
-
-
-@dataclass(frozen=True)
-class ClassesShown:
-    """Which of the extractor's classes the samples show: the plainest sign of dropped modes (config target).
-
-    ``classes_shown``: classes that at least ``share`` of the samples are taken for. ``label_entropy_nats``: of the
-    histogram of predicted classes, log K where all are equally frequent.
-    """
-
-    extractor: ExtractorSource
-    share: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise UserError(f"metrics.scores.classes.share={self.share}: must lie in (0, 1]")
-
-    needs: ClassVar[frozenset[str]] = frozenset({"sample"})
-
-    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
-        return ("classes_shown", "label_entropy_nats")
-
-    def check(self, data: DataSet, n: int | None = None) -> None:
-        _check_images(data)
-        if self.extractor.keys.score is None:
-            raise UserError("metrics: classes_shown needs an extractor that is a classifier")
-        self.extractor.check(data)
-
-    def measure(self, subject: Subject) -> dict[str, float]:
-        logits = _logits(subject.sample_features(self.extractor))
-        counts = _finite(logits, "samples").argmax(dim=1).bincount(minlength=logits.shape[1])  # [K]
-        frequency = counts.double() / len(logits)
-        return {
-            "classes_shown": float((frequency >= self.share).sum()),
-            "label_entropy_nats": float(torch.special.entr(frequency).sum()),
-        }
-
-
-def _logits(features: Features) -> Tensor:
-    if features.logits is None:
-        raise ValueError("the extractor's keys promise a classifier, and it gave no logits")
-    return features.logits
-
-
-def _check_images(data: DataSet) -> None:
-    if not data.spec.is_image:
-        raise UserError(f"metrics: data {data.name!r} are vectors, not images: use metrics=modes or metrics=none")
-
-
-def _finite(values: Tensor, whose: str) -> Tensor:
-    """float64, or UserError: torch's eigenvalues of a matrix with nan would be nan without a word."""
-    bad = int((~values.isfinite()).any(dim=1).sum())
-    if bad:
-        raise UserError(f"metrics: features of {bad} of {len(values)} {whose} are nan or inf: no distance can be given")
-    return values.double()

@@ -19,7 +19,7 @@ from torch import nn
 
 import gentrain
 from gentrain.errors import UserError
-from gentrain.evaluation.metrics import Metric
+from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import Subject
 from gentrain.types import CAPABILITIES

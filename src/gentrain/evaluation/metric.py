@@ -1,0 +1,63 @@
+"""The contract of a metric, and the guards that all of them share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from gentrain.errors import UserError
+from gentrain.evaluation.extractors import Features
+from gentrain.evaluation.subject import Subject
+
+if TYPE_CHECKING:
+    from gentrain.data.dataset import DataSet
+
+
+class Metric(Protocol):
+    """A named group of scores; concrete ones are frozen dataclasses and config targets."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Capabilities asked of the system, names of ``gentrain.types.CAPABILITIES``."""
+        ...
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        """The keys that ``measure`` will return for this system and these data."""
+        ...
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        """Raise UserError if the metric cannot work on these data, or with ``n`` samples. Called at start-up."""
+        ...
+
+    def measure(self, subject: Subject) -> dict[str, float]: ...
+
+
+class Given(nn.Module):
+    """The extractor of torchmetrics' classes where the features are there already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def logits_of(features: Features) -> Tensor:
+    if features.logits is None:
+        raise ValueError("the extractor's keys promise a classifier, and it gave no logits")
+    return features.logits
+
+
+def check_images(data: DataSet) -> None:
+    if not data.spec.is_image:
+        raise UserError(f"metrics: data {data.name!r} are vectors, not images: use metrics=modes or metrics=none")
+
+
+def finite(values: Tensor, whose: str) -> Tensor:
+    """float64, or UserError: torch's eigenvalues of a matrix with nan would be nan without a word."""
+    bad = int((~values.isfinite()).any(dim=1).sum())
+    if bad:
+        raise UserError(f"metrics: features of {bad} of {len(values)} {whose} are nan or inf: no distance can be given")
+    return values.double()
