@@ -191,7 +191,7 @@ def test_a_newer_format_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     checkpoint.save(STATE, path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format 99, this gentrain reads 2"):
+    with pytest.raises(UserError, match="format 99, this gentrain reads 3"):
         checkpoint.load(path)
 
 

@@ -39,7 +39,7 @@ def end(workplace: Path, name: str) -> dict[str, Any]:
 
 def same_end(workplace: Path, one: str, other: str) -> None:
     """Weights, random states, scores and every logged number."""
-    for part in ("system", "rng", "best", "report", "owed"):
+    for part in ("system", "rng", "scores", "owed"):
         assert differences(end(workplace, one)[part], end(workplace, other)[part]) == [], part
     assert logged(workplace / "outputs" / one) == logged(workplace / "outputs" / other)
     for key in ("final", "scored_at", "best", "protocol", "iteration"):
@@ -76,11 +76,11 @@ def test_a_signal_ends_an_evaluation_at_once_and_its_iteration_is_saved_already(
     assert run(*shared, "name=straight").code == 0
     original = Validation.score
 
-    def long(self: Validation, system: System, weights: str = "ema") -> Any:
+    def long(self: Validation, system: System) -> Any:
         if system.clock.iteration == at:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(250)
-        return original(self, system, weights)
+        return original(self, system)
 
     with monkeypatch.context() as patch:
         patch.setattr(Validation, "score", long)
@@ -94,7 +94,7 @@ def test_a_signal_ends_an_evaluation_at_once_and_its_iteration_is_saved_already(
 def test_an_evaluation_that_breaks_costs_no_iteration(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Validation, system: System, weights: str = "ema") -> Any:
+    def broken(self: Validation, system: System) -> Any:
         raise UserError("the extractor is gone")
 
     with monkeypatch.context() as patch:

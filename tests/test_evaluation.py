@@ -29,7 +29,7 @@ from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
-from gentrain.evaluation.protocol import evaluate, require
+from gentrain.evaluation.protocol import evaluate, follow, require
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.folder import RunFolder
@@ -208,7 +208,7 @@ def test_the_protocol_says_what_was_done(data: DataSet) -> None:
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol["fingerprint"] == data.fingerprint
     assert protocol["splits"] == {"test": 100}
-    assert protocol["extractors"] == {"pixels": "0" * 64}
+    assert protocol["extractors"] == {"pixels": {"sha256": "0" * 64, "resize": "none"}}
     assert protocol["metrics"]["d"]["extractor"] == {"source": "Pixels", "dim": 64}
     wanted = {
         "samples": 70,
@@ -234,11 +234,12 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
 
     with pytest.raises(UserError, match=r"scores\.l .*log_likelihood.*Painter.*can: sample.*metrics=domain\|inception"):
         require({"l": LikelihoodBound()}, Painter(), data)
-    require({"d": Distances(Domain())}, Painter(), data, n=64, monitor="fd_domain")
+    require({"d": Distances(Domain())}, Painter(), data, n=64)
+    follow("fd_domain", {"d": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match=r"metrics=modes\|none"):
         require({"l": LikelihoodBound()}, Painter(), ring(train_size=9, test_size=9))
     with pytest.raises(UserError, match=r"would never appear.*there will be: fd_domain, kid_domain, is_domain"):
-        require({"d": Distances(Domain())}, Painter(), data, monitor="fd_doman")
+        follow("fd_doman", {"d": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match="vectors, not images"):
         require({"d": Distances(Domain())}, Painter(), ring(train_size=9, test_size=9))
     with pytest.raises(UserError, match="gives fd_domain, is_domain, kid_domain already"):
@@ -299,7 +300,7 @@ def test_every_shipped_metric_keeps_its_promise_in_a_test() -> None:
 )
 def test_a_monitor_that_would_never_appear_is_refused(metric: Metric, monitor: str, some: DataSet) -> None:
     with pytest.raises(UserError, match=rf"metrics\.monitor={monitor} would never appear") as refusal:
-        require({"m": metric}, Binary(), some, n=70, monitor=monitor)
+        follow(monitor, {"m": metric}, Binary(), some)
     assert ", ".join(metric.scores(Binary(), some)) in str(refusal.value)
 
 

@@ -30,11 +30,16 @@ KINDS = ("images", "vectors")
 
 
 def _by_size(tiny: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
-    return (tiny, small, paper)[_place(_root_, "size", SIZES)]
+    return _node((tiny, small, paper)[_place(_root_, "size", SIZES)])
 
 
 def _by_kind(images: Any, vectors: Any, *, _root_: DictConfig) -> Any:
-    return (images, vectors)[_place(_root_, "kind", KINDS)]
+    return _node((images, vectors)[_place(_root_, "kind", KINDS)])
+
+
+def _node(value: Any) -> Any:
+    """A list or mapping as OmegaConf holds them: Hydra's ``--resolve`` ends in a traceback over plain ones."""
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
 
 
 def _place(root: DictConfig, key: str, valid: Sequence[str]) -> int:

@@ -110,9 +110,7 @@ BUDGET = ["train.iterations=14", "train.validate_every=5", "train.checkpoint_eve
 def same_end(outputs: Path, one: str, other: str) -> bool:
     ends = [checkpoint.load(outputs / name / "checkpoints" / "last.ckpt") for name in (one, other)]
     cards = [json.loads((outputs / name / "run.json").read_text(encoding="utf-8")) for name in (one, other)]
-    parts = all(
-        not differences(ends[0][part], ends[1][part]) for part in ("system", "rng", "best", "report", "pending")
-    )
+    parts = all(not differences(ends[0][part], ends[1][part]) for part in ("system", "rng", "scores", "pending"))
     scores = all(cards[0][key] == cards[1][key] for key in ("final", "best", "protocol", "iteration", "status"))
     return parts and scores and logged(outputs / one) == logged(outputs / other)
 

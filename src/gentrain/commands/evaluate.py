@@ -52,11 +52,11 @@ def score(
         raise UserError(f"run={folder.path}: the data are no longer those it was trained on (fingerprint differs)")
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     n = whole_number(samples, "samples", least=2) if samples else scoring.samples
-    if not scoring.scores:
+    if not scoring.all:
         raise UserError(f"run={folder.path}: it was trained without metrics, there is nothing to score again")
-    require(scoring.scores, system, data, n=n, monitor=scoring.monitor)
+    require(scoring.all, system, data, n=n)
     kind = weights if system.average is not None else "raw"
-    report = score_system(system, data, scoring.scores, n=n, seed=config["seed"], weights=kind)
+    report = score_system(system, data, scoring.all, n=n, seed=config["seed"], weights=kind)
     return {
         "run": str(folder.path),
         "checkpoint": which,

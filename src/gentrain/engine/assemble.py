@@ -17,7 +17,7 @@ from gentrain.engine.state import seed_all
 from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
 from gentrain.errors import UserError
-from gentrain.evaluation.protocol import require
+from gentrain.evaluation.protocol import follow, require
 
 GIVEN = {"model": frozenset({"spec"})}
 SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None, "output": str}
@@ -127,7 +127,10 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     stream(data.train, batch_size=budget.batch_size, seed=config["seed"], flip=budget.flip)
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     system = build_system(config, data, seed=config["seed"], trusted=trusted)
-    require(scoring.scores, system, data, n=scoring.samples, monitor=scoring.monitor)
+    if scoring.smaller:
+        require(scoring.scores, system, data, n=scoring.during_samples, key="metrics.during_samples")
+    require(scoring.all, system, data, n=scoring.samples)
+    follow(scoring.monitor, scoring.scores, system, data)
     health = build(config["callbacks"], trusted=trusted, where="callbacks").get("health")
     return Parts(data, budget, scoring, system, health)
 

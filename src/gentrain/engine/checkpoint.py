@@ -26,7 +26,7 @@ import torch
 from gentrain.disk import sync_folder
 from gentrain.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 MARK = b"gentrain-sha256:"
 COMMENT_SIZE = len(MARK) + 64
 END_RECORD_SIZE = 22

@@ -14,11 +14,11 @@ from gentrain.engine.clock import Stopwatch
 from gentrain.engine.finite import diverged, refuse_non_finite
 from gentrain.engine.loop import Interrupted, Signals
 from gentrain.engine.ranks import Patience, any_rank, gather
+from gentrain.engine.scores import Scores
 from gentrain.engine.session import Session
 from gentrain.engine.state import rng_state, seed_all, set_rng_state
 from gentrain.engine.system import System
 from gentrain.engine.validation import Validation
-from gentrain.evaluation.protocol import Report
 
 
 class Conductor(lightning.Callback):
@@ -33,9 +33,7 @@ class Conductor(lightning.Callback):
         self.signals = signals
         self.validation = Validation(session)
         self.patience: Patience | None = None
-        self.best: dict[str, Any] | None = None
-        self.report: dict[str, Any] | None = None
-        """The last scores: iteration, scores, protocol."""
+        self.scores = Scores(session, self.validation)
         self.owed = False
         """Whether the scores of the last checkpoint's iteration are still to be made."""
         self._watch = Stopwatch()
@@ -57,8 +55,13 @@ class Conductor(lightning.Callback):
             system.restore_pending(resumed["pending"])
             if session.health is not None and resumed["health"] is not None:
                 session.health.restore(resumed["health"])
-            self.best, self.report, self.owed = resumed["best"], resumed["report"], resumed["owed"]
+            self.scores.restore(resumed["scores"])
+            self.owed = resumed["owed"]
         self.patience = Patience(session.config["trainer"]["timeout"])
+        if resumed is None:
+            with self.patience.while_first_works(session.is_first):
+                every = {"every": self.scores.plan(system) if session.is_first else 0}
+            self.scores.every = gather(every)[0]["every"]
         self._images_at_start = system.clock.images
         if session.is_first:
             self._announce(system, choice)
@@ -111,7 +114,7 @@ class Conductor(lightning.Callback):
         system, budget = _system(pl_module), self.session.budget
         clock = system.clock
         stopping = any_rank(self.signals.received is not None, system.device)
-        validating = clock.due(budget.validation_interval)
+        validating = clock.due(budget.validation_interval) or self.scores.due(clock)
         if clock.due(budget.log_every) or validating:
             self._log(system)
         if validating or clock.due(budget.checkpoint_interval) or clock.finished or stopping:
@@ -163,14 +166,14 @@ class Conductor(lightning.Callback):
 
     def _first_looks(self, system: System) -> bool:
         """False if a signal ended it: the scores are then owed."""
+        session, clock = self.session, system.clock
         try:
             with self.signals.at_once():  # nothing in here changes the training
                 pictures = self.validation.draw_pictures(system)
                 latent_kl = self.validation.latent_kl(system)
-                report = self.validation.score(system)
+                found = self.scores.measure(system)
         except Interrupted:
             return False
-        session, clock = self.session, system.clock
         samples = self.validation.samples_now
         reference = None if samples is None else session.data.train.all(64).signed
         self._observe(clock.iteration, {}, {}, samples=samples, reference=reference, latent_kl=latent_kl)
@@ -180,23 +183,8 @@ class Conductor(lightning.Callback):
                 logger.scalars(signs, clock.iteration, clock.images)
             for key, path in pictures:
                 logger.picture(key, path, clock.iteration, clock.images)
-        if report is not None:
-            self._keep_scores(report, clock.iteration, clock.images)
+        self.scores.keep(found, clock)
         return True
-
-    def _keep_scores(self, report: Report, iteration: int, images: int) -> None:
-        session = self.session
-        self.report = {"iteration": iteration, "scores": report.scores, "protocol": report.protocol}
-        values = {f"metric/{name}": value for name, value in report.scores.items()}
-        for logger in session.loggers:
-            logger.scalars(values, iteration, images)
-        monitor = session.scoring.monitor
-        if monitor is None or monitor not in report.scores:
-            return
-        value = report.scores[monitor]
-        session.progress.score(monitor, value)
-        if session.scoring.better(value, None if self.best is None else self.best["value"]):
-            self.best = {"monitor": monitor, "value": value, "iteration": iteration, "scores": report.scores}
 
     # ---------------------------------------------------------------- saving
 
@@ -220,8 +208,7 @@ class Conductor(lightning.Callback):
             "rng": rngs,
             "pending": system.pending(),
             "health": None if session.health is None else session.health.state(),
-            "best": self.best,
-            "report": self.report,
+            "scores": self.scores.state(),
             "owed": self.owed,
             "run": session.identity,
             "seed": session.seed,
@@ -233,23 +220,20 @@ class Conductor(lightning.Callback):
         }
         checkpoint.save(whole, path)
         checkpoint.link(path, "last.ckpt")
-        if self.best is not None and self.best["iteration"] == iteration:
+        if self.scores.best_at == iteration:
             checkpoint.link(path, "best.ckpt")
         checkpoint.retire(folder, session.budget.keep)
 
     def results(self, system: System) -> dict[str, Any]:
-        """What the run card says at the end. ``final``: the last scores, of iteration ``scored_at``."""
-        clock, report = system.clock, self.report or {}
-        trained, seconds = clock.images - self._images_at_start, self._watch.seconds
+        """What the run card says at the end, beside its status."""
+        clock, seconds = system.clock, self._watch.seconds
+        trained = clock.images - self._images_at_start
         return {
             "iteration": clock.iteration,
             "images": clock.images,
             "seconds": round(self.session.seconds, 1),
             "images_per_second": round(trained / seconds, 1) if seconds and trained else None,
-            "final": report.get("scores"),
-            "scored_at": report.get("iteration"),
-            "best": self.best,
-            "protocol": report.get("protocol"),
+            **self.scores.results(),
         }
 
 

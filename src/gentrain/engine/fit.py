@@ -122,7 +122,8 @@ def _play(session: Session, system: System, conductor: Conductor) -> None:
     system.clock.total = budget.iterations
     if resumed is not None:
         system.clock.iteration = resumed["system"]["clock"]["iteration"]
-    intervals = [budget.log_every, budget.validation_interval, budget.checkpoint_interval]
+    scoring = budget.scoring_interval(session.scoring)
+    intervals = [budget.log_every, budget.validation_interval, budget.checkpoint_interval, scoring]
 
     def batches(start: int) -> Iterator[Images]:
         return stream(

@@ -41,6 +41,12 @@ class Budget:
     def validation_interval(self) -> int:
         return max(self.iterations // 10, 1) if self.validate_every is None else self.validate_every
 
+    def scoring_interval(self, scoring: Scoring) -> int:
+        """Iterations between scores in training: ``metrics.during_every`` is in images; null: with each validation."""
+        if scoring.during_every is None:
+            return self.validation_interval
+        return max(round(scoring.during_every / self.batch_size), 1)
+
     @property
     def checkpoint_interval(self) -> int:
         return self.validation_interval if self.checkpoint_every is None else self.checkpoint_every
@@ -84,18 +90,45 @@ class Devices:
 class Scoring:
     """The ``metrics`` section: what is measured, on how many samples, and which score ``best`` follows.
 
-    ``also``: what the model asks for; it joins ``scores``, where a metric of the same name stays as it is.
+    At the end of a run all of ``scores`` and ``at_end`` are measured on ``samples`` samples and whole splits. While it
+    trains only ``scores`` are, on ``during_samples`` samples and as many images of a split at most (None: ``samples``,
+    whole splits), after every ``during_every`` images seen (None: with each validation). ``during_seconds``: what they
+    may cost in all, by an estimate at the start; the schedule is thinned out to fit. ``also``: what the model asks
+    for; it joins ``scores``, where a metric of the same name stays as it is.
     """
 
     scores: Mapping[str, Metric] = field(default_factory=dict)
+    at_end: Mapping[str, Metric] = field(default_factory=dict)
     also: Mapping[str, Metric] = field(default_factory=dict)
     samples: int = 1000
+    during_samples: int | None = None
+    during_every: int | None = None
+    during_seconds: float | None = None
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
         wanted = {name: metric for name, metric in self.also.items() if name not in self.scores}
         object.__setattr__(self, "scores", {**self.scores, **wanted})
+        twice = sorted(set(self.scores) & set(self.at_end))
+        if twice:
+            raise UserError(f"metrics.at_end.{twice[0]}: metrics.scores has a metric of this name: give it another")
+        for name in ("during_samples", "during_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"metrics.{name}={value}: at least 1, or null")
+        if self.during_seconds is not None and not self.during_seconds >= 0:
+            raise UserError(f"metrics.during_seconds={self.during_seconds}: 0 or more, or null for no bound")
+
+    @property
+    def all(self) -> dict[str, Metric]:
+        """What is measured at the end."""
+        return {**self.scores, **self.at_end}
+
+    @property
+    def smaller(self) -> bool:
+        """Whether less is measured while it trains than at the end."""
+        return bool(self.at_end) or (self.during_samples is not None and self.during_samples != self.samples)
 
     def better(self, value: float, best: float | None) -> bool:
         if best is None:

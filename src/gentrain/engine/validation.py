@@ -18,6 +18,7 @@ from gentrain.engine.system import System
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.protocol import Report, evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
+from gentrain.evaluation.trial import Trial
 from gentrain.report import pictures
 from gentrain.types import CAPABILITIES, to_bytes
 
@@ -100,22 +101,35 @@ class Validation:
             result: Tensor = system.latent_kl(self.session.data.test.all(256).x.to(system.device))  # type: ignore[operator]
             return result.float().cpu()
 
-    def score(self, system: System, weights: str = "ema") -> Report | None:
-        """Scores under the run's protocol, or None if it has no metrics."""
+    def score(self, system: System) -> Report | None:
+        """Scores in training, on few samples, or None if the run has no metrics."""
         scoring = self.session.scoring
-        if not scoring.scores:
+        return self._score(system, scoring.scores, scoring.during_samples or scoring.samples, scoring.during_samples)
+
+    def score_at_end(self, system: System) -> Report | None:
+        """Scores under the run's whole protocol."""
+        scoring = self.session.scoring
+        return self._score(system, scoring.all, scoring.samples, None)
+
+    def _score(self, system: System, metrics: Mapping[str, Metric], n: int, limit: int | None) -> Report | None:
+        if not metrics:
             return None
-        kind = weights if system.average is not None else "raw"
         session = self.session
+        kind = "ema" if system.average is not None else "raw"
         return score_system(
-            system,
-            session.data,
-            scoring.scores,
-            n=scoring.samples,
-            seed=session.seed,
-            weights=kind,
-            cache=self.features,
+            system, session.data, metrics, n=n, limit=limit, seed=session.seed, weights=kind, cache=self.features
         )
+
+    def seconds(self, system: System) -> tuple[float, float]:
+        """What the scores of one moment in training and those of the end may cost, by a small trial."""
+        scoring = self.session.scoring
+        with at_rest(system):
+            trial = Trial(self.session.data, system, lambda n: draw(system, n, seed=FIXED_SEED), self.features)
+            few = scoring.during_samples or scoring.samples
+            return (
+                trial.seconds(scoring.scores, few, scoring.during_samples),
+                trial.seconds(scoring.all, scoring.samples, None),
+            )
 
 
 def score_system(
@@ -126,22 +140,37 @@ def score_system(
     n: int,
     seed: int,
     weights: str,
+    limit: int | None = None,
     cache: FeatureCache | None = None,
 ) -> Report:
-    """Scores of one set of weights. The same system, seed and ``n`` give the same numbers; training is not touched."""
+    """Scores of one set of weights, of ``n`` samples and the likelihood of ``limit`` images (None: as the metrics say).
+    The same system, seed and counts give the same numbers; training is not touched."""
 
     def some(count: int) -> Tensor:
-        return draw(system, count, seed=seed, weights=weights)
+        return draw(system, count, seed=seed, weights=weights, labels=labels)
 
+    labels = asked(system, data, n, seed)
     subject = Subject(
         data=data,
         system=system,
         draw=some,
+        labels=labels,
         n=n,
         seed=seed,
         device=system.device,
         precision=system.precision_name,
+        limit=limit,
         cache=cache,
     )
     with at_rest(system, weights):
         return evaluate(metrics, subject, weights)
+
+
+def asked(system: System, data: DataSet, n: int, seed: int) -> Tensor | None:
+    """The classes that ``n`` samples are asked to be, int64 [n]: drawn with the frequencies of the training labels (a
+    fake of another marginal would be told by its labels alone). None for a system or data without classes."""
+    labels = data.train.y
+    if not getattr(system, "conditional", False) or labels is None or labels.ndim != 1 or n < 1:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return labels[torch.randint(len(labels), (n,), generator=generator)]

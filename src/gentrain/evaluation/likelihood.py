@@ -61,6 +61,16 @@ class LikelihoodBound:
     def check(self, data: DataSet, n: int | None = None) -> None:
         split_of(data, self.split)
 
+    def looks_at(self, data: DataSet, limit: int | None) -> int:
+        return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
+
+    def probe(self, system: object, x: Tensor) -> None:
+        x = x.to(getattr(system, "device", "cpu"))
+        if hasattr(system, "importance_bound") and self.importance_samples > 0:
+            system.importance_bound(x, samples=self.importance_samples)
+        elif isinstance(system, Likelihood):
+            system.log_likelihood(x)
+
     def measure(self, subject: Subject) -> dict[str, float]:
         system = subject.system
         if not isinstance(system, Likelihood):
@@ -88,7 +98,8 @@ class LikelihoodBound:
     def _mean(self, subject: Subject, name: str, value: Callable[[Tensor], Tensor]) -> float:
         """Sum over all samples / their number: a mean of batch means would weigh a short last batch too much."""
         rows = split_of(subject.data, self.split)
-        places = subject.reference_index(self.split, self.limit)
+        limits = [limit for limit in (self.limit, subject.limit) if limit is not None]
+        places = subject.reference_index(self.split, min(limits, default=None))
         total = 0.0
         for index in torch.split(places, self.batch):
             nats = value(rows.take(index).x.to(subject.device))

@@ -49,10 +49,18 @@ class Protocol:
     """Samples drawn from the system; 0 where no metric asked for any."""
     shape: tuple[int, ...]
     """[C H W] of the images that were compared, or [D]."""
-    extractors: dict[str, str]
-    """Name and SHA-256 of the weights."""
+    limit: int | None
+    """Where scores were made in training: at most so many images of a split for a likelihood; None: all."""
+    bits: int
+    """Depth of the images that were compared: samples are rounded to 2^bits levels, as stored images are."""
+    extractors: dict[str, dict[str, str]]
+    """By name: ``sha256`` of the weights and how images are resized for it."""
     weights: str
-    """Of the system: ema or raw."""
+    """Of the system: ema or raw; given for pictures made elsewhere."""
+    truncation: float | None
+    """Of the latents, where the system truncates them; None: the whole prior."""
+    temperature: float | None
+    """Of the samples, where the system has one; None: 1."""
     precision: str
     """What the system computed in: 32-true or bf16-mixed."""
     device: str
@@ -72,18 +80,24 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Report:
-    """``scores``: by key. ``protocol``: ``Protocol.to_dict()``. ``seconds``: of the evaluation, sampling included."""
+    """``scores``: by key. ``protocol``: ``Protocol.to_dict()``. ``seconds``: of the evaluation, sampling included.
+    ``samples_per_second``: of sampling alone; None where nothing was drawn."""
 
     scores: dict[str, float]
     protocol: dict[str, Any]
     seconds: float
+    samples_per_second: float | None = None
 
 
 def require(
-    metrics: Mapping[str, Metric], system: object, data: DataSet, n: int | None = None, monitor: str | None = None
+    metrics: Mapping[str, Metric],
+    system: object,
+    data: DataSet,
+    n: int | None = None,
+    key: str = "metrics.samples",
 ) -> None:
     """Raise UserError, before anything is trained, if a metric cannot work with this system, these data or ``n``
-    samples, if two metrics give one score, or if ``monitor`` is none of the scores that will appear."""
+    samples (which ``key`` of the config says), or if two metrics give one score."""
     has = {name for name, capability in CAPABILITIES.items() if isinstance(system, capability)}
     for name, metric in metrics.items():
         lacking = sorted(metric.needs - has)
@@ -96,16 +110,29 @@ def require(
             )
         if "sample" in metric.needs and n is not None and n < 1:
             raise UserError(
-                f"metrics.samples={n}: metrics.scores.{name} ({type(metric).__name__}) scores samples, at least 1 is "
+                f"{key}={n}: metrics.scores.{name} ({type(metric).__name__}) scores samples, at least 1 is "
                 "needed; metrics=none scores nothing"
             )
-        metric.check(data, n)
+        try:
+            metric.check(data, n)
+        except UserError as error:  # metrics know of one key only
+            raise UserError(str(error).replace("metrics.samples", key)) from error
+    promised(metrics, system, data)
+
+
+def promised(metrics: Mapping[str, Metric], system: object, data: DataSet) -> list[str]:
+    """The scores that will appear. UserError if two metrics give one of them."""
     coming: list[str] = []
     for name, metric in metrics.items():
-        promised = metric.scores(system, data)
-        _refuse_twice(name, set(coming) & set(promised))
-        coming += promised
-    if monitor is not None and monitor not in coming:
+        keys = metric.scores(system, data)
+        _refuse_twice(name, set(coming) & set(keys))
+        coming += keys
+    return coming
+
+
+def follow(monitor: str | None, metrics: Mapping[str, Metric], system: object, data: DataSet) -> None:
+    """UserError if ``monitor`` is none of the scores that will appear."""
+    if monitor is not None and monitor not in (coming := promised(metrics, system, data)):
         raise UserError(
             f"metrics.monitor={monitor} would never appear with this model, loss and data; "
             f"there will be: {', '.join(coming) or 'no scores (metrics.monitor=null)'}"
@@ -130,7 +157,9 @@ def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> R
             found = metric.measure(subject)
         _refuse_twice(name, scores.keys() & found.keys())
         scores |= found
-    return Report(scores, record(metrics, subject, weights).to_dict(), time.perf_counter() - started)
+    speed = subject.drawn / subject.seconds_drawing if subject.drawn and subject.seconds_drawing else None
+    protocol = record(metrics, subject, weights).to_dict()
+    return Report(scores, protocol, time.perf_counter() - started, speed)
 
 
 def _refuse_twice(name: str, keys: AbstractSet[str]) -> None:
@@ -149,8 +178,12 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Pro
         splits=dict(subject.used_splits),
         samples=subject.drawn,
         shape=tuple(data.spec.shape),
-        extractors=dict(subject.used_extractors),
+        limit=subject.limit,
+        bits=8,
+        extractors={name: dict(facts) for name, facts in subject.used_extractors.items()},
         weights=weights,
+        truncation=getattr(subject.system, "truncation", None),
+        temperature=getattr(subject.system, "temperature", None),
         precision=subject.precision,
         device=subject.device.type,
         seed=subject.seed,

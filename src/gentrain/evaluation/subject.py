@@ -6,6 +6,7 @@ same images and cost one pass.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ class Subject:
     ``n``: how many samples, 0 where no score needs any. ``draw(n)``: [n C H W] float in [-1, 1] or uint8 in 0..255, or
     [n D] for vectors; called once with ``n``, with the global generators at ``seed``. ``labels``: int64 [n], the
     classes that the samples were asked to be, if any. ``device``: where extractors run and likelihoods are asked.
-    ``precision``: what the system computes in, for the record (extractors are float32 always). In a
+    ``limit``: at most so many images of a split are asked for their likelihood (scores in training); None: as many as
+    the metric says. ``precision``: what the system computes in, for the record (extractors are float32 always). In a
     run over several processes, ``draw`` returns the gathered samples and one process evaluates: nothing here
     communicates.
     """
@@ -74,16 +76,18 @@ class Subject:
         device: torch.device | str = "cpu",
         precision: str = "32-true",
         labels: Tensor | None = None,
+        limit: int | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
         if n < 0:
             raise UserError(f"metrics.samples={n}: 0 (none are drawn) or more")
         self.data, self.system, self.n, self.seed, self.labels = data, system, n, seed, labels
-        self.device, self.precision = torch.device(device), precision
-        self.used_extractors: dict[str, str] = {}
-        """Name and SHA-256 of each extractor that a score was made with."""
+        self.device, self.precision, self.limit = torch.device(device), precision, limit
+        self.used_extractors: dict[str, dict[str, str]] = {}
+        """Of each extractor that a score was made with, by name: SHA-256 and how it resizes."""
         self.used_splits: dict[str, int] = {}
         """Split and number of its samples that a score was made with."""
+        self.seconds_drawing = 0.0
         self._draw = draw
         self._cache = cache or FeatureCache()
         self._samples: Tensor | None = None
@@ -100,8 +104,11 @@ class Subject:
         if self.n < 1:
             raise UserError("metrics.samples=0: a score of samples needs at least one")
         if self._samples is None:
+            started = time.perf_counter()
             with isolated_rng(self.seed), torch.no_grad():
-                self._samples = self._accept(self._draw(self.n))
+                drawn = self._draw(self.n)
+            self.seconds_drawing = time.perf_counter() - started
+            self._samples = self._accept(drawn)
         if n is not None and n > self.n:
             raise ValueError(f"{n} samples asked for, {self.n} drawn")
         return self._samples[:n]
@@ -118,7 +125,8 @@ class Subject:
 
     def extractor(self, source: ExtractorSource) -> Extractor:
         extractor = self._cache.extractor(source, self.data, self.device)
-        self.used_extractors[extractor.name] = extractor.sha256
+        resize = getattr(extractor, "resize", "none")
+        self.used_extractors[extractor.name] = {"sha256": extractor.sha256, "resize": resize}
         return extractor
 
     def sample_features(self, source: ExtractorSource) -> Features:
