@@ -127,7 +127,7 @@ def floor(extractor: Extractor, data: DataSet, seed: int) -> tuple[dict[str, flo
             {
                 "n": n,
                 "fd_domain": frechet_distance(real, fake),
-                "kid_domain": kernel_distance(real, fake, subsets=100, subset_size=1000, seed=seed),
+                "kid_domain": kernel_distance(real, fake, subsets=100, subset_size=1000, seed=seed)[0],
             }
         )
     return tuple(rows)

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
 
 
-def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int, seed: int) -> float:
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x.y/D + 1)^3 (Binkowski et al. 2018, arXiv 1801.01401, section 4), mean
-    over random subsets of min(N, M, ``subset_size``). features: [N D] and [M D]. Unbiased: may be below 0.
-    Raises UserError for non-finite features or fewer than two samples on a side."""
+    and standard deviation over random subsets of min(N, M, ``subset_size``). features: [N D] and [M D]. Unbiased: may
+    be below 0. Raises UserError for non-finite features or fewer than two samples on a side."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     real, fake = finite(real, "reference"), finite(fake, "samples")
@@ -39,12 +39,14 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: in
         metric = KernelInceptionDistance(Given(real.shape[1]), subsets, size, sync_on_compute=False)
         metric.update(real, real=True)
         metric.update(fake, real=False)
-        return float(metric.compute()[0])
+        mean, spread = metric.compute()
+        return float(mean), float(spread)
 
 
-def inception_score(logits: Tensor, *, splits: int, seed: int) -> float:
-    """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, arXiv 1606.03498, section 4), mean over ``splits``
-    random parts of equal size. logits: [N K]. Between 1 and K. Raises UserError for non-finite logits, N < splits."""
+def inception_score(logits: Tensor, *, splits: int, seed: int) -> tuple[float, float]:
+    """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, arXiv 1606.03498, section 4), mean and
+    standard deviation over ``splits`` random parts of equal size (0 for a single one). logits: [N K]. Between 1 and K.
+    Raises UserError for non-finite logits, N < splits."""
     from torchmetrics.image.inception import InceptionScore
 
     logits = finite(logits, "samples")
@@ -56,12 +58,14 @@ def inception_score(logits: Tensor, *, splits: int, seed: int) -> float:
         warnings.simplefilter("ignore", UserWarning)  # "will save all features", and the spread of a single split
         metric = InceptionScore(Given(logits.shape[1]), splits=splits, sync_on_compute=False)
         metric.update(logits)
-        return float(metric.compute()[0])
+        mean, spread = metric.compute()
+        return float(mean), float(spread) if splits > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Fréchet distance, kernel distance and Inception score under one extractor (config target).
+    """Fréchet distance, kernel distance and Inception score under one extractor, the latter two with their standard
+    deviation over subsets and parts (config target).
 
     ``split``: the reference, test by default; ``reference``: at most so many of its images, None for all.
     ``subsets``, ``subset_size``: of the kernel distance. ``splits``: of the Inception score. ``allow_few``: compute the
@@ -88,7 +92,10 @@ class Distances:
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
         keys = self.extractor.keys
-        return tuple(key for key in (keys.distance, keys.kernel, keys.score) if key is not None)
+        names = [keys.distance, keys.kernel, f"{keys.kernel}_sd"]
+        if keys.score is not None:
+            names += [keys.score] + [f"{keys.score}_sd"] * (self.splits > 1)
+        return tuple(names)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         check_images(data)
@@ -101,14 +108,14 @@ class Distances:
         fake = subject.sample_features(self.extractor)
         self._enough(len(real), len(fake), self.extractor, subject.data)
         keys = self.extractor.keys
-        found = {
-            keys.distance: frechet_distance(real.features, fake.features),
-            keys.kernel: kernel_distance(
-                real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
-            ),
-        }
+        found = {keys.distance: frechet_distance(real.features, fake.features)}
+        found[keys.kernel], found[f"{keys.kernel}_sd"] = kernel_distance(
+            real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
+        )
         if keys.score is not None:
-            found[keys.score] = inception_score(logits_of(fake), splits=self.splits, seed=subject.seed)
+            found[keys.score], spread = inception_score(logits_of(fake), splits=self.splits, seed=subject.seed)
+            if self.splits > 1:
+                found[f"{keys.score}_sd"] = spread
         return found
 
     def _enough(self, reference: int, n: int | None, extractor: ExtractorSource, data: DataSet) -> None:
