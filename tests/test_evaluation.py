@@ -242,7 +242,7 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
         follow("fd_doman", {"d": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match="vectors, not images"):
         require({"d": Distances(Domain())}, Painter(), ring(train_size=9, test_size=9))
-    with pytest.raises(UserError, match="gives fd_domain, is_domain, .*kid_domain_sd already"):
+    with pytest.raises(UserError, match=r"gives fd_domain, is_domain, .*kid_domain_sd already"):
         require({"d": Distances(Domain()), "e": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match="unknown"):
         require({"m": ModesCovered()}, Painter(), data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def made_small(words: list[str]) -> list[str]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_papers"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's package of that name
     monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
     idx_set(tmp_path / "data" / "fashion_mnist", train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba")
