@@ -100,6 +100,12 @@ def test_ranks_agree_on_weights_share_the_data_draw_their_own_noise_and_resume_b
     assert len(state["rng"]) == 2
     assert differences(state["rng"][0]["torch"], state["rng"][1]["torch"])
 
+    # One process gives the very scores of two: each sample and each reference image counted once.
+    alone = json.loads(run("evaluate", "run=outputs/run", "device=cpu", "--json").out)
+    assert alone["scores"] == card["final"]
+    assert alone["protocol"] == card["protocol"]
+    assert card["protocol"]["samples"] == 40
+
     # As if both ranks had been killed behind the checkpoint of iteration 3.
     (folder / "checkpoints" / checkpoint.file_name(6)).unlink()
     (folder / "run.json").write_text(json.dumps({**card, "status": "running"}), encoding="utf-8")
