@@ -140,14 +140,15 @@ def follow(monitor: str | None, metrics: Mapping[str, Metric], system: object, d
 
 
 def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Report:
-    """Measure everything. ``weights``: ``ema`` or ``raw``, those the system holds now (the caller puts them there).
+    """Measure everything. ``weights``: ``ema`` or ``raw``, those the system holds now (the caller puts them there), or
+    ``given`` for pictures made elsewhere.
 
     The system is in evaluation mode meanwhile; its modes and all global random states are afterwards as they were.
     Each metric starts from ``subject.seed``, so adding one does not change another's value. Raises UserError if two
     metrics give one key.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights={weights!r}: ema or raw")
+    if weights not in ("ema", "raw", "given"):
+        raise ValueError(f"weights={weights!r}: ema, raw or given")
     started = time.perf_counter()
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
