@@ -15,7 +15,7 @@ from gentrain.data.sources import digits, ring
 from gentrain.errors import UserError
 from gentrain.evaluation import manifold as module
 from gentrain.evaluation import neighbours as blocks
-from gentrain.evaluation.domain import Domain
+from gentrain.evaluation.domain import SHIPPED, Domain, read_card
 from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.manifold import Manifold, Memorisation, expected_coverage, manifold_scores
 from gentrain.evaluation.metric import Metric
@@ -286,8 +286,10 @@ def moved(x: Tensor) -> Tensor:
 
 def test_copies_are_found_that_the_frechet_distance_takes_for_perfect(data: DataSet) -> None:
     images = data.train.all(1000).x
-    floor = fd(data, images)  # what real images score: by the card of the extractor, a perfect model's distance
+    card = read_card(SHIPPED / "digits.safetensors")
+    floor = next(row["fd_domain"] for row in card.floor if row["n"] == 1000)  # what a perfect model would get
     metric = Memorisation(Domain())
+    assert fd(data, images) <= floor
     exact = metric.measure(of_images(data, images))
     assert exact["copy_rate_pixels"] == exact["copy_rate_domain"] == 1.0
     assert exact["authenticity_pixels"] == exact["authenticity_domain"] == 0.0
@@ -301,6 +303,7 @@ def test_copies_are_found_that_the_frechet_distance_takes_for_perfect(data: Data
     assert found["authenticity_pixels"] == 0.0
     assert found["authenticity_real_pixels"] > 0.3
     assert {key: found[key] for key in found if "real" in key} == {key: exact[key] for key in exact if "real" in key}
+    assert fd(data, moved(images)) <= floor
     shifted = metric.measure(of_images(data, moved(images)))
     assert shifted["copy_rate_pixels"] > 0.95
     assert shifted["authenticity_pixels"] < 0.05

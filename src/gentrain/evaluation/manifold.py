@@ -17,13 +17,14 @@ from torch import Tensor
 from gentrain.data.dataset import spread
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
-from gentrain.evaluation.metric import check_images, finite
+from gentrain.evaluation.metric import check_images
 from gentrain.evaluation.neighbours import (
     POINTS,
     QUERIES,
     Known,
     averaged,
     neighbours,
+    refuse_non_finite,
     rounding,
     squared_distances,
 )
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
 
 def manifold_scores(real: Tensor, fake: Tensor, *, k: int = 3, k_density: int = 5) -> dict[str, float]:
     """``precision`` and ``recall`` (Kynkäänniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2) with balls that reach to
-    the ``k``-th nearest neighbour, ``density`` and ``coverage`` (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5)
+    the ``k``-th nearest neighbour, ``density`` and ``coverage`` (Naeem et al. 2020, arXiv 2002.09797)
     with ``k_density``.
 
     features: [N D] and [M D]. Balls are closed, as the papers write them: a point on the edge, and so a copy, is
     inside. Raises UserError for non-finite features, or no more points on a side than neighbours asked for.
     """
-    real, fake = finite(real, "reference"), finite(fake, "samples")
-    centre = real.mean(dim=0)
-    real, fake = real - centre, fake - centre
+    for features, whose in ((real, "reference"), (fake, "samples")):
+        refuse_non_finite(features, f"features of the {whose}")
+    centre = real.mean(dim=0, dtype=torch.float64)  # a block at a time becomes float64: all would be much to hold
     at_real = neighbours(real, real, max(k, k_density), exclude=torch.arange(len(real)))[1].square()
     reach, reach_density = at_real[:, k - 1], at_real[:, k_density - 1]  # [N], squared
     reach_fake = neighbours(fake, fake, k, exclude=torch.arange(len(fake)))[1][:, -1].square()  # [M]
@@ -53,7 +54,7 @@ def manifold_scores(real: Tensor, fake: Tensor, *, k: int = 3, k_density: int = 
         rows = slice(first, first + QUERIES)
         for start in range(0, len(real), POINTS):
             columns = slice(start, start + POINTS)
-            x, y = fake[rows], real[columns]
+            x, y = fake[rows].double() - centre, real[columns].double() - centre
             least = squared_distances(x, y) - rounding(x, y)  # rounding puts nothing outside a ball
             precise[rows] |= (least <= reach[columns]).any(dim=1)
             recalled[columns] |= (least <= reach_fake[rows, None]).any(dim=0)
@@ -138,7 +139,7 @@ class Memorisation:
     ``copy_rate``: share of samples whose nearest training image is at most a threshold away. The threshold depends on
     the data alone: half of the held-out (test) images set it, so that of images like them at most the share
     ``quantile`` is expected to fall under it; ``copy_rate_real``: the share of the other half that does. Equal to it
-    is honest, far above it is copying. ``authenticity`` (Alaa et al. 2022, arXiv 2102.08921, section 2): share of
+    is honest, far above it is copying. ``authenticity`` (Alaa et al. 2022, arXiv 2102.08921): share of
     samples that are farther from their nearest training image than that one is from its own nearest neighbour in the
     training images; ``authenticity_real``: the same of all held-out images, below which a model copies.
     Names end in the extractor's suffix for distances of features (``copy_rate_domain``) and in ``_pixels`` for those
