@@ -108,6 +108,8 @@ def test_channels_are_normalised_over_the_whole_set() -> None:
     torch.testing.assert_close(found.mean((0, 2)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.square().mean((0, 2)), torch.ones(3))
     assert normalised(torch.full((5, 1, 7, 7), 9.0)).abs().max() == 0
+    rounded = 1e-5 * torch.randn(5, 1, 7, 7, generator=generator())  # what is left of a level where nothing is
+    assert normalised(rounded).abs().max() < 0.1
 
 
 def test_sliced_distance_of_moved_sets_is_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +144,18 @@ def test_swd_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         total += sum(abs(a - b) for a, b in zip(first, second, strict=True)) / 10
     assert found["swd_7"] == pytest.approx(1000 * total / 5, rel=1e-4)
     assert found["swd_mean"] == found["swd_7"]
+
+
+def test_patches_are_of_the_level_and_their_places_of_the_seed() -> None:
+    x = pictures(6, 32, 3)
+    for place, level in enumerate(pyramid(x.float(), (32, 16))):
+        side = level.shape[-1]
+        whole = SlicedWassersteinImages(patches=1, patch=side, smallest=side)
+        torch.testing.assert_close(whole._described(x, (32, 16), place, 0), normalised(level))
+    metric = SlicedWassersteinImages(patches=5)
+    first, same, other = (metric._described(x, (32, 16), 0, seed) for seed in (0, 0, 1))
+    assert first.equal(same)
+    assert not first.equal(other)
 
 
 def test_equal_sets_have_no_swd_and_the_level_that_differs_shows() -> None:

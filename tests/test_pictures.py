@@ -130,7 +130,7 @@ def test_reconstructions_stand_under_their_images_with_the_error_below(tmp_path:
 def test_samples_stand_framed_beside_their_neighbours(tmp_path: Path, channels: int, numbers: bool) -> None:
     x = images(4, channels)
     near = [images(4 * k, channels, seed=k).unflatten(0, (4, k)) for k in (3, 2)]
-    distances = [[[0.5] * 3] * 4, [[1e3] * 2] * 4] if numbers else None
+    distances = [[[0.5 + i] * k for i in range(4)] for k in (3, 2)] if numbers else None
     panels = list(zip(("pixels", "features"), near, strict=True))
     path = neighbours(x, panels, tmp_path / "n.png", distances=distances, scale=8)
     found = pixels(path)
@@ -154,6 +154,8 @@ def test_samples_stand_framed_beside_their_neighbours(tmp_path: Path, channels: 
                 assert np.array_equal(tile(top + 1, place), image.expand(3, 5, 5).permute(1, 2, 0))
                 under = found[top + 1 + side : top + step, place : place + side]
                 assert (under != PAPER).any() == numbers
+                first = found[CAPTION + 1 + side : CAPTION + step, place : place + side]
+                assert np.array_equal(under, first) == (i == 0 or not numbers)
     assert not (found[:, side + 2 * FRAME :] == ACCENT).all(axis=2).any()
     assert neighbours(x, panels, tmp_path / "m.png", distances=distances, scale=8).read_bytes() == path.read_bytes()
     for wrong in ([], [("pixels", near[0][:3])], [("pixels", images(8, channels, 6).unflatten(0, (4, 2)))]):
