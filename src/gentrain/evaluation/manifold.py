@@ -139,11 +139,11 @@ class Memorisation:
     ``copy_rate``: share of samples whose nearest training image is at most a threshold away. The threshold depends on
     the data alone: half of the held-out (test) images set it, so that of images like them at most the share
     ``quantile`` is expected to fall under it; ``copy_rate_real``: the share of the other half that does. Equal to it
-    is honest, far above it is copying. ``authenticity`` (Alaa et al. 2022, arXiv 2102.08921): share of
-    samples that are farther from their nearest training image than that one is from its own nearest neighbour in the
-    training images; ``authenticity_real``: the same of all held-out images, below which a model copies.
+    is honest, far above it is copying. ``authenticity`` (Alaa et al. 2022, arXiv 2102.08921): share of samples that
+    are farther from their nearest training image than that one is from its own nearest neighbour in the training
+    images; ``authenticity_real``: the same of all held-out images, far below which a model copies.
     Names end in the extractor's suffix for distances of features (``copy_rate_domain``) and in ``_pixels`` for those
-    of pixels. Read both: noise hides a copy from features first, a change of shade from pixels.
+    of pixels. Read both: a little noise or a move by a pixel hides a copy from features first.
 
     ``quantile``: above. ``limit``: at most so many samples, and held-out images, None for all. ``reference``: at most
     so many training images, None for all: a copy of an image that is left out is not found. ``size``: larger images
