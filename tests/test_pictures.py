@@ -14,9 +14,9 @@ from PIL import Image
 
 from gentrain.engine.loggers import MetricsCsv
 from gentrain.errors import UserError
-from gentrain.report.canvas import CAPTION, PAPER, write_atomically
+from gentrain.report.canvas import ACCENT, CAPTION, FRAME, PAPER, write_atomically
 from gentrain.report.curves import Metrics, _bent, _panels, curves, read_metrics
-from gentrain.report.pictures import AXES, film, grid, reconstructions, scatter, side_by_side
+from gentrain.report.pictures import AXES, film, grid, neighbours, reconstructions, scatter, side_by_side
 
 
 def images(n: int, channels: int = 3, size: int = 5, seed: int = 0) -> torch.Tensor:
@@ -124,6 +124,43 @@ def test_reconstructions_stand_under_their_images_with_the_error_below(tmp_path:
         difference = (x[i].float() - xhat[i].float()).abs().mean(0)
         assert np.array_equal(tiles[2][..., 0], (2 * difference).clamp(max=255).round())
         assert (tiles[2].max() > 0) == (i == 1)
+
+
+@pytest.mark.parametrize(("channels", "numbers"), [(1, False), (3, True)])
+def test_samples_stand_framed_beside_their_neighbours(tmp_path: Path, channels: int, numbers: bool) -> None:
+    x = images(4, channels)
+    near = [images(4 * k, channels, seed=k).unflatten(0, (4, k)) for k in (3, 2)]
+    distances = [[[0.5 + i] * k for i in range(4)] for k in (3, 2)] if numbers else None
+    panels = list(zip(("pixels", "features"), near, strict=True))
+    path = neighbours(x, panels, tmp_path / "n.png", distances=distances, scale=8)
+    found = pixels(path)
+    side, step = 40, max(40 + 2 * FRAME, 42 + (CAPTION if numbers else 0))
+    assert found.shape[0] == CAPTION + 4 * step
+
+    def tile(top: int, left: int) -> np.ndarray:
+        return found[top : top + side, left : left + side][::8, ::8]
+
+    second = side + 2 * FRAME + 12
+    third = second + 3 * (side + 1) + 1 + 12
+    for i in range(4):
+        top = CAPTION + i * step
+        assert np.array_equal(tile(top + FRAME, FRAME), x[i].expand(3, 5, 5).permute(1, 2, 0))
+        around = found[top : top + side + 2 * FRAME, : side + 2 * FRAME].copy()
+        around[FRAME:-FRAME, FRAME:-FRAME] = ACCENT
+        assert (around == ACCENT).all()
+        for left, rows in ((second, near[0]), (third, near[1])):
+            for j, image in enumerate(rows[i]):
+                place = left + j * (side + 1) + 1
+                assert np.array_equal(tile(top + 1, place), image.expand(3, 5, 5).permute(1, 2, 0))
+                under = found[top + 1 + side : top + step, place : place + side]
+                assert (under != PAPER).any() == numbers
+                first = found[CAPTION + 1 + side : CAPTION + step, place : place + side]
+                assert np.array_equal(under, first) == (i == 0 or not numbers)
+    assert not (found[:, side + 2 * FRAME :] == ACCENT).all(axis=2).any()
+    assert neighbours(x, panels, tmp_path / "m.png", distances=distances, scale=8).read_bytes() == path.read_bytes()
+    for wrong in ([], [("pixels", near[0][:3])], [("pixels", images(8, channels, 6).unflatten(0, (4, 2)))]):
+        with pytest.raises(ValueError, match="as many rows"):
+            neighbours(x, wrong, tmp_path / "w.png")
 
 
 def test_axes_of_a_scatter_do_not_move_with_the_generated_points(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ WIDTH = 512
 """Pixels that a grid is magnified to, about."""
 
 PAPER, INK = (80, 84, 92), (245, 245, 245)
+ACCENT, FRAME = (255, 170, 0), 3
+"""Colour and width in pixels of the frame around what a row is about."""
+
 CAPTION = 18
 """Height of a line of text in pixels."""
 
@@ -83,6 +86,21 @@ def labelled(row: Image.Image, label: str) -> Image.Image:
     strip = Image.new("RGB", (64, row.height), PAPER)
     strip.paste(text_line(label, strip.width), (0, (row.height - CAPTION) // 2))
     return beside([strip, row], gap=0)
+
+
+def framed(tile: Bytes) -> Image.Image:
+    """A tile [H W 3] in a frame of ``FRAME`` pixels."""
+    height, width, _ = tile.shape
+    canvas = Image.new("RGB", (width + 2 * FRAME, height + 2 * FRAME), ACCENT)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (FRAME, FRAME))
+    return canvas
+
+
+def standing(part: Image.Image, height: int) -> Image.Image:
+    """At the top of a strip of ``height`` pixels."""
+    canvas = Image.new("RGB", (part.width, height), PAPER)
+    canvas.paste(part, (0, 0))
+    return canvas
 
 
 def beside(parts: Sequence[Image.Image], gap: int) -> Image.Image:

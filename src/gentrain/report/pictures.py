@@ -25,11 +25,13 @@ from gentrain.report.canvas import (
     below,
     beside,
     fitting_scale,
+    framed,
     labelled,
     magnify,
     near_square,
     save_png,
     sheet,
+    standing,
     text_line,
     titled,
     write_atomically,
@@ -109,6 +111,40 @@ def reconstructions(
         ]
         blocks.append(below(rows, gap=0))
     return save_png(below(blocks, gap=8), path, metadata)
+
+
+def neighbours(
+    x: Tensor | Bytes,
+    found: Sequence[tuple[str, Tensor | Bytes]],
+    path: Path,
+    *,
+    distances: Sequence[Sequence[Sequence[float]]] | None = None,
+    scale: int | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> Path:
+    """Write each sample of ``x`` (uint8 [n C H W]), framed, beside its nearest training images, a row per sample.
+
+    ``found``: (caption, uint8 [n k C H W]) for each way of looking for them, in pixels and in features, nearest first.
+    ``distances``: for each way [n][k] numbers, written under the images. ValueError for another shape or type.
+    """
+    samples = as_images(x)
+    panels = [(caption, [as_images(row) for row in images]) for caption, images in found]
+    if not panels or any(len(rows) != len(samples) or rows[0].shape[1:] != samples.shape[1:] for _, rows in panels):
+        raise ValueError(f"{len(samples)} samples {samples.shape[1:]} need as many rows of neighbours of that shape")
+    columns = 1 + sum(len(rows[0]) for _, rows in panels)
+    scale = scale or fitting_scale(samples, columns)
+    framed_samples = [framed(tile) for tile in magnify(samples, scale)]
+    parts = []
+    for place, (caption, rows) in enumerate(panels):
+        texts = None if distances is None else [[f"{value:.3g}" for value in row] for row in distances[place]]
+        sheets = [
+            sheet(magnify(row, scale), len(row), None if texts is None else texts[i]) for i, row in enumerate(rows)
+        ]
+        parts.append((caption, sheets))
+    height = max(framed_samples[0].height, parts[0][1][0].height)
+    lines = [titled(below([standing(tile, height) for tile in framed_samples], gap=0), "sample")]
+    lines += [titled(below([standing(row, height) for row in sheets], gap=0), caption) for caption, sheets in parts]
+    return save_png(beside(lines, gap=12), path, metadata)
 
 
 def scatter(
