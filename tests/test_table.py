@@ -158,6 +158,13 @@ def test_a_choice_stands_for_the_keys_below_it_and_for_no_others(run: Run, make:
     assert "dcgan loss=nonsaturating size=small lr=0.001" in rows_of(run)
 
 
+def test_runs_on_several_devices_are_no_seeds_of_runs_on_one(run: Run, make: Make) -> None:
+    """Each rank normalises its own part of a batch."""
+    make("a", card={"world_size": 1}, fd_domain=1.0)
+    make("b", seed=1, card={"world_size": 2}, fd_domain=1.0)
+    assert set(rows_of(run)) == {"dcgan devices=1", "dcgan devices=2"}
+
+
 def test_one_seed_twice_is_not_two_seeds(run: Run, make: Make) -> None:
     make("old", card={"created": "2026-01-01"}, fd_domain=1.0)
     make("new", card={"created": "2026-01-02"}, fd_domain=3.0)
@@ -170,8 +177,10 @@ def test_one_seed_twice_is_not_two_seeds(run: Run, make: Make) -> None:
 
 def test_a_folder_given_twice_counts_once(run: Run, make: Make) -> None:
     make("a", fd_domain=1.0)
-    (row,) = json.loads(run("table", "outputs", "outputs/a", "--json").out)["tables"][0]["rows"]
+    ended = run("table", "outputs", "outputs/a", "--json")
+    (row,) = json.loads(ended.out)["tables"][0]["rows"]
     assert row["seeds"] == [0]
+    assert ended.err == ""
 
 
 @pytest.mark.parametrize(
@@ -218,6 +227,8 @@ def test_what_only_one_system_is_asked_for_is_no_difference(run: Run, make: Make
     make("a", fd_domain=1.0)
     likelihood = {"metrics.likelihood": {"limit": 64}, "splits": {"test": 64}}
     make("v", "vae", protocol=likelihood, fd_domain=1.0, nll_nats=40.0)
+    alone = {"metrics": {"likelihood": {"limit": 64}}, "samples": 0, "extractors": {}}
+    make("w", "gan", config={"about.can": CAN["vae"]}, protocol=alone, nll_nats=40.0)
     assert "protocols differ" not in remarks_of(run)
 
 
@@ -478,7 +489,7 @@ HOSTILE = {
     "a score with no name": '{"status": "finished", "final": {"\\u001b[2J": 1.0}}',
     "scores in a list": '{"status": "finished", "final": [1.0]}',
     "endless digits": '{"status": "finished", "final": {"fd_domain": ' + "9" * 10_000 + "}}",
-    "large": " " * 5_000_000,
+    "large": '{"status": "finished", "final": {"fd_domain": 1.0}' + " " * 5_000_000 + "}",
     "a status that steers": '{"status": "\\u001b]0;x\\u0007\\u202e\\n"}',
 }
 
@@ -547,13 +558,14 @@ def test_no_text_of_a_run_folder_steers_the_terminal(run: Run, make: Make) -> No
         (["outputs", "--data"], "a value must follow"),
         (["outputs", "out=table.txt"], "must end in .md, .csv, .json"),
         (["outputs", "out=nowhere/t.csv"], "cannot be written"),
+        (["outputs", "out=empty/folder.csv"], "cannot be written"),
         (["outputs", "--json", "--csv"], "csv and json at a time"),
         (["outputs", "--csv", "out=t.md"], "csv and markdown at a time"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, make: Make, workplace: Path, given: list[str], said: str) -> None:
     make("a", fd_domain=1.0, kid_domain=1.0, kid_dinov2=2.0)
-    (workplace / "empty").mkdir()
+    (workplace / "empty" / "folder.csv").mkdir(parents=True)
     ended = run("table", *given)
     assert ended.code == 2
     assert said in ended.err

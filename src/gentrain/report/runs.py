@@ -65,7 +65,7 @@ class Run:
     facts: Mapping[str, float]
     published: Mapping[str, float]
     device: str
-    world_size: float = 1.0
+    world_size: int = 1
     remarks: tuple[str, ...] = field(default=())
 
 
@@ -206,7 +206,7 @@ def _run(path: Path, config: Node, card: Mapping[str, Any]) -> Run:
         facts=_facts(card, results),
         published={k: v for k, v in _numbers(config.get("published")) if SCORE.fullmatch(k)},
         device=shown(card.get("device", "unknown")),
-        world_size=number(card.get("world_size")) or 1.0,
+        world_size=int(number(card.get("world_size")) or 1),
         remarks=_remarks(results),
     )
 
