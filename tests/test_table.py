@@ -134,6 +134,7 @@ def test_runs_that_differ_in_seed_and_place_alone_are_one_row(run: Run, make: Ma
         ("model.players.critic.lr", 0.5, "critic.lr=0.5"),  # the generator has an lr as well
         ("train.iterations", 7, "iterations=7"),
         ("train.flip", True, "flip=true"),
+        ("model.loss._target_", "gentrain.objectives.adversarial.Hinge", "_target_=...ves.adversarial.Hinge"),
     ],
 )
 def test_runs_of_other_configs_are_rows_named_by_the_keys_that_differ(

@@ -176,7 +176,7 @@ def _text(value: object) -> str:
 
 def _brief(value: object) -> str:
     text = value if isinstance(value, str) else _text(value)
-    return text if len(text) <= 20 else f"{text[:17]}..."
+    return text if len(text) <= 23 else f"...{text[-20:]}"  # paths and targets differ at their ends
 
 
 def protocol_notes(rows: Sequence[Row]) -> list[str]:
