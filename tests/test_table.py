@@ -134,7 +134,7 @@ def test_runs_that_differ_in_seed_and_place_alone_are_one_row(run: Run, make: Ma
         ("model.players.critic.lr", 0.5, "critic.lr=0.5"),  # the generator has an lr as well
         ("train.iterations", 7, "iterations=7"),
         ("train.flip", True, "flip=true"),
-        ("model.loss._target_", "gentrain.objectives.adversarial.Hinge", "_target_=...ves.adversarial.Hinge"),
+        ("model.loss._target_", "gentrain.objectives.adversarial.Hinge", "_target_=...es.adversarial.Hinge"),
     ],
 )
 def test_runs_of_other_configs_are_rows_named_by_the_keys_that_differ(
@@ -401,6 +401,14 @@ def test_blocks_show_text_as_it_is() -> None:
     assert "[red]a[/red] :smile:" in shown
     assert "[b]1[/b]" in shown
     assert "\x1b" not in shown
+
+
+def test_no_cell_is_broken_at_any_width() -> None:
+    body = [[f"row{i}", *(f"{'x' * (3 + 5 * j % 11)}{i}{j}" for j in range(9))] for i in range(2)]
+    for width in range(35, 160):
+        shown = blocks(["job", *(f"c{j}" for j in range(9))], body, width)
+        assert max(map(len, shown.splitlines())) <= width
+        assert all(part in shown.split() for line in body for part in line), width
 
 
 def test_csv_holds_full_numbers_and_no_formula(run: Run, make: Make) -> None:

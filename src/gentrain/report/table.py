@@ -23,6 +23,8 @@ ABSENT = "n.m."
 """For what was not measured; what cannot be is ``--`` with a letter that says why."""
 
 NAME_WIDTH = 14
+BETWEEN = 3
+"""Blanks between two columns."""
 Order = Callable[[Sequence[Row]], Sequence[Row]]
 
 
@@ -171,9 +173,9 @@ def blocks(headings: Sequence[str], body: Sequence[Sequence[str]], width: int) -
     first = min(wide[0], max(NAME_WIDTH, width // 3))
     parts, room = [list[int]()], 0
     for i in range(1, len(heads)):
-        if parts[-1] and room < wide[i] + 2:
+        if parts[-1] and room < wide[i] + BETWEEN:
             parts.append([])
-        room = (room if parts[-1] else width - first - 4) - wide[i] - 2
+        room = (room if parts[-1] else width - first) - wide[i] - BETWEEN
         parts[-1].append(i)
     console = Console(width=width, color_system=None, legacy_windows=False)
     with console.capture() as captured:  # rich itself would end the process with exit code 1 on a closed pipe
