@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,8 @@ def verdict(jobs: Sequence[Job], root: Path, stop: Stop) -> int:
     """Say how to go on with what was stopped and how many failed. Returns the exit code of the sweep."""
     open_ended = [job.folder.path.name for job in jobs if job.status in (STOPPED, NOT_STARTED)]
     failed = [job for job in jobs if job.failed]
+    if len(jobs) > 1 and any(job.status == FINISHED for job in jobs):
+        print(f"mean and spread over seeds: gentrain table {shlex.quote(str(root))}")
     if open_ended:
         each = " ".join(shlex.quote(name) for name in open_ended)
         print(f"to go on: the same command again, or gentrain resume run={shlex.quote(str(root))}/FOLDER of: {each}")
@@ -219,19 +222,14 @@ def _last_line(path: Path) -> str:
 
 def table(jobs: Sequence[Job]) -> str:
     """One line a job: what differs, how it ended, its final scores."""
-    from rich.console import Console
-    from rich.table import Table
+    from gentrain.report.table import blocks, number
 
     cards = [job.folder.card() for job in jobs]
     names = list(dict.fromkeys(name for card in cards for name in (card.get("final") or {})))
-    view = Table(title="sweep", title_justify="left")
-    for column in ("job", "status", *names, "seconds", "folder"):
-        view.add_column(column, overflow="fold")
+    body = []
     for job, card in zip(jobs, cards, strict=True):
         final = card.get("final") or {}
-        scores = [f"{final[name]:.4g}" if name in final else "-" for name in names]
-        view.add_row(job.name, job.status, *scores, f"{job.seconds:.0f}", job.folder.path.name)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    with console.capture() as captured:
-        console.print(view)
-    return captured.get().rstrip()
+        scores = [number(final[name]) if name in final else "-" for name in names]
+        body.append([job.name, job.status, *scores, f"{job.seconds:.0f}", job.folder.path.name])
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    return blocks(["job", "status", *names, "seconds", "folder"], body, width)
