@@ -182,9 +182,9 @@ def test_swd_follows_the_seed_and_notes_its_counts() -> None:
     reports = [evaluate({"s": metric}, of_images(made(x, x), other, seed=s), "raw") for s in (0, 0, 1)]
     assert reports[0].scores == reports[1].scores
     assert reports[0].scores != reports[2].scores
-    assert reports[0].protocol["splits"] == {"test": 40}
+    assert reports[0].protocol["splits"] == {"s": "test 40"}
     more = evaluate({"s": replace(metric, images=1000)}, of_images(made(x, x), other), "raw")
-    assert more.protocol["splits"] == {"test": 50}
+    assert more.protocol["splits"] == {"s": "test 50"}
 
 
 # Similarity

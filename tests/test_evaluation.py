@@ -23,9 +23,11 @@ from gentrain.data.sources import digits, ring, swissroll
 from gentrain.engine.session import Scoring
 from gentrain.errors import UserError
 from gentrain.evaluation.classes import ClassesShown
+from gentrain.evaluation.diversity import MultiScaleSimilarity, SlicedWassersteinImages
 from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
 from gentrain.evaluation.likelihood import LikelihoodBound
+from gentrain.evaluation.manifold import Manifold, Memorisation
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein
@@ -207,7 +209,7 @@ def test_the_protocol_says_what_was_done(data: DataSet) -> None:
     protocol = evaluate(metrics, Subject(data, system, system.sample, n=70, seed=5), "ema").protocol
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol["fingerprint"] == data.fingerprint
-    assert protocol["splits"] == {"test": 100}
+    assert protocol["splits"] == {"d": "test 100"}
     assert protocol["extractors"] == {"pixels": {"sha256": "0" * 64, "resize": "none"}}
     assert protocol["metrics"]["d"]["extractor"] == {"source": "Pixels", "dim": 64}
     wanted = {
@@ -265,6 +267,10 @@ SHIPPED: list[Metric] = [
     LikelihoodBound(importance_samples=0),
     ModesCovered(),
     SlicedWasserstein(),
+    Manifold(Pixels()),
+    Memorisation(Domain(), limit=None),
+    SlicedWassersteinImages(smallest=8, patches=4, directions=8),
+    MultiScaleSimilarity(pairs=20),
 ]
 
 

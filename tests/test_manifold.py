@@ -213,7 +213,7 @@ def test_the_metric_uses_equal_counts_and_names_its_extractor(data: DataSet) -> 
     real, fake = subject.reference_features(Domain(), "test", 100), subject.sample_features(Domain())
     expected = manifold_scores(real.features, fake.features[:100])
     assert report.scores == {f"{base}_domain": value for base, value in expected.items()}
-    assert report.protocol["splits"] == {"test": 100}
+    assert report.protocol["splits"] == {"m": "test 100"}
     assert metric.scores(None, data) == tuple(report.scores)
     few = of_images(data, data.train.all(40).x)
     expected = manifold_scores(real.features[torch.arange(40) * 100 // 40], few.sample_features(Domain()).features)

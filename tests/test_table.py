@@ -23,7 +23,7 @@ CAN = {"dcgan": ["sample"], "gan": ["sample"], "vae": ["sample", "log_likelihood
 PROTOCOL = {
     "data": "digits",
     "fingerprint": "f" * 64,
-    "splits": {"test": 359},
+    "splits": {"distances": "test 359"},
     "samples": 128,
     "shape": [1, 8, 8],
     "extractors": {"digits": {"sha256": "a" * 64, "resize": "none"}},
@@ -188,7 +188,7 @@ def test_a_folder_given_twice_counts_once(run: Run, make: Make) -> None:
     ("key", "value"),
     [
         ("fingerprint", "0" * 64),
-        ("splits", {"train": 1438}),
+        ("splits", {"distances": "train 1438"}),
         ("samples", 1000),
         ("extractors", {"digits": {"sha256": "b" * 64, "resize": "none"}}),
         ("extractors", {"digits": {"sha256": "a" * 64, "resize": "bilinear"}}),
@@ -226,7 +226,7 @@ def test_fields_that_decide_no_score_do_not_part_seeds(run: Run, make: Make, key
 def test_what_only_one_system_is_asked_for_is_no_difference(run: Run, make: Make) -> None:
     """The likelihood of 64 images is none of the Fréchet distance's business, though they are of its split."""
     make("a", fd_domain=1.0)
-    likelihood = {"metrics.likelihood": {"limit": 64}, "splits": {"test": 64}}
+    likelihood = {"metrics.likelihood": {"limit": 64}, "splits": {"distances": "test 359", "likelihood": "test 64"}}
     make("v", "vae", protocol=likelihood, fd_domain=1.0, nll_nats=40.0)
     alone = {"metrics": {"likelihood": {"limit": 64}}, "samples": 0, "extractors": {}}
     make("w", "gan", config={"about.can": CAN["vae"]}, protocol=alone, nll_nats=40.0)

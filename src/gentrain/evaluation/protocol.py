@@ -43,8 +43,8 @@ class Protocol:
 
     data: str
     fingerprint: str
-    splits: dict[str, int]
-    """Reference split and how many of its samples were used."""
+    splits: dict[str, str]
+    """By metric: reference splits and how many of their samples were used, such as ``test 10000``."""
     samples: int
     """Samples drawn from the system; 0 where no metric asked for any."""
     shape: tuple[int, ...]
@@ -151,15 +151,19 @@ def evaluate(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> R
         raise ValueError(f"weights={weights!r}: ema, raw or given")
     started = time.perf_counter()
     scores: dict[str, float] = {}
+    splits: dict[str, str] = {}
     for name, metric in metrics.items():
         system = subject.system
         resting = at_evaluation(system) if isinstance(system, nn.Module) else nullcontext()
+        subject.used_splits.clear()
         with isolated_rng(subject.seed), resting, torch.no_grad():
             found = metric.measure(subject)
+        if subject.used_splits:
+            splits[name] = ", ".join(f"{split} {count}" for split, count in sorted(subject.used_splits.items()))
         _refuse_twice(name, scores.keys() & found.keys())
         scores |= found
     speed = subject.drawn / subject.seconds_drawing if subject.drawn and subject.seconds_drawing else None
-    protocol = record(metrics, subject, weights).to_dict()
+    protocol = record(metrics, subject, weights, splits).to_dict()
     return Report(scores, protocol, time.perf_counter() - started, speed)
 
 
@@ -170,13 +174,13 @@ def _refuse_twice(name: str, keys: AbstractSet[str]) -> None:
         )
 
 
-def record(metrics: Mapping[str, Metric], subject: Subject, weights: str) -> Protocol:
+def record(metrics: Mapping[str, Metric], subject: Subject, weights: str, splits: Mapping[str, str]) -> Protocol:
     """The protocol of what ``subject`` was used for so far."""
     data = subject.data
     return Protocol(
         data=data.name,
         fingerprint=data.fingerprint,
-        splits=dict(subject.used_splits),
+        splits=dict(splits),
         samples=subject.drawn,
         shape=tuple(data.spec.shape),
         limit=subject.limit,

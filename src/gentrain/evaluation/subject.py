@@ -86,7 +86,7 @@ class Subject:
         self.used_extractors: dict[str, dict[str, str]] = {}
         """Of each extractor that a score was made with, by name: SHA-256 and how it resizes."""
         self.used_splits: dict[str, int] = {}
-        """Split and number of its samples that a score was made with."""
+        """Split and number of its samples that the metric at work has used."""
         self.seconds_drawing = 0.0
         self._draw = draw
         self._cache = cache or FeatureCache()

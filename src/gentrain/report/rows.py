@@ -188,18 +188,13 @@ def protocol_notes(rows: Sequence[Row]) -> list[str]:
     known = [row for row in rows if row.protocol]
     notes = [f"protocol not recorded: {_names(unknown)}"] if unknown else []
     flats = [deciding(row.protocol) for row in known]
-    # A count of a split may be that of a metric which the other row does not have.
-    metrics = {_text(sorted(mapping(row.protocol.get("metrics")))) for row in known}
     for key in sorted({key for flat in flats for key in flat}):
-        if key.startswith("splits") and len(metrics) > 1:
-            continue
         # A field that a card lacks is unknown, null is a value. Where nothing was drawn, no score is of samples.
         sides = [(row, flat[key]) for row, flat in zip(known, flats, strict=True) if key in flat]
         notes += _differing(key, [side for side in sides if (key, side[1]) != ("samples", 0)])
-    for key in ("extractors", "splits"):
-        names = [(row, sorted(there)) for row in known if (there := mapping(row.protocol.get(key)))]
-        if any(not set(a) & set(b) for _, a in names for _, b in names):
-            notes += _differing(key, names)
+    names = [(row, sorted(there)) for row in known if (there := mapping(row.protocol.get("extractors")))]
+    if any(not set(a) & set(b) for _, a in names for _, b in names):
+        notes += _differing("extractors", names)
     more = [f"protocols differ in {len(notes) - FIELDS_SHOWN} more fields"] if len(notes) > FIELDS_SHOWN else []
     return notes[:FIELDS_SHOWN] + more
 
