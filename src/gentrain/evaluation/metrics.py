@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
-from gentrain.evaluation.frechet import frechet_distance
+from gentrain.evaluation.gaussian import Gaussian, frechet
 from gentrain.evaluation.metric import Given, check_enough, check_images, finite, logits_of
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.subject import Subject, split_of
@@ -102,7 +102,10 @@ class Distances:
         self._enough(len(real), len(fake), subject.data)
         keys = self.extractor.keys
         found = {
-            keys.distance: frechet_distance(real.features, fake.features),
+            keys.distance: frechet(
+                subject.reference_gaussian(self.extractor, self.split, self.reference),
+                Gaussian.of(fake.features, "samples"),
+            ),
             keys.kernel: kernel_distance(
                 real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
             ),
