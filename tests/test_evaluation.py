@@ -26,6 +26,7 @@ from gentrain.evaluation.classes import ClassesShown
 from gentrain.evaluation.diversity import MultiScaleSimilarity, SlicedWassersteinImages
 from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
+from gentrain.evaluation.frechet import FrechetDetails
 from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.manifold import Manifold, Memorisation
 from gentrain.evaluation.metric import Metric
@@ -267,6 +268,7 @@ SHIPPED: list[Metric] = [
     LikelihoodBound(importance_samples=0),
     ModesCovered(),
     SlicedWasserstein(),
+    FrechetDetails(Pixels()),
     Manifold(Pixels()),
     Memorisation(Domain(), limit=None),
     SlicedWassersteinImages(smallest=8, patches=4, directions=8),

@@ -78,7 +78,7 @@ def _cached(files: Files, recipe: Recipe, storage: Storage, title: str, shape: t
     path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', title)}-{recipe.size}px-{key}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         with locked(folder / f".{path.name}.lock"):  # the ranks of one job build it once; the others wait here
             if not _whole(path, shape):
                 _build(path, files, recipe, shape, title)
@@ -99,7 +99,7 @@ def _whole(path: Path, shape: tuple[int, ...]) -> bool:
     return bool(array.shape == shape and array.dtype == np.uint8)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what killed processes left. A part whose lock is held is being written."""
     for part in folder.glob(".*.part"):
         lock = part.with_suffix(".lock")

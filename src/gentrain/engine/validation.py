@@ -46,7 +46,7 @@ class Validation:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.samples_now: Tensor | None = None
-        self.features = FeatureCache()
+        self.features = FeatureCache.on_disk()
 
     def real_grid(self) -> None:
         """One picture of the data, to hold the samples against."""

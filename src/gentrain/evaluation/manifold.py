@@ -28,7 +28,8 @@ from gentrain.evaluation.neighbours import (
     rounding,
     squared_distances,
 )
-from gentrain.evaluation.subject import BLOCK, Subject, split_of
+from gentrain.evaluation.reference import BLOCK
+from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

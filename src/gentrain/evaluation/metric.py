@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.evaluation.extractors import Features
-from gentrain.evaluation.subject import Subject
+from gentrain.evaluation.extractors import ExtractorSource, Features
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
+    from gentrain.evaluation.subject import Subject  # which stands on the guards below
 
 
 class Metric(Protocol):
@@ -55,9 +55,32 @@ def check_images(data: DataSet) -> None:
         raise UserError(f"metrics: data {data.name!r} are vectors, not images: use metrics=modes or metrics=none")
 
 
-def finite(values: Tensor, whose: str) -> Tensor:
-    """float64, or UserError: torch's eigenvalues of a matrix with nan would be nan without a word."""
+def check_enough(
+    extractor: ExtractorSource, data: DataSet, split: str, reference: int, n: int | None, *, allow_few: bool, name: str
+) -> None:
+    """Raise UserError unless there are more images of the ``split`` (``reference`` of them) and more samples (``n``, if
+    known) than features: a covariance of fewer cannot have full rank. With ``allow_few`` two are enough. ``name``: the
+    metric's in the config."""
+    dim = extractor.num_features(data)
+    for what, count, remedy in (
+        ("samples", n, "raise metrics.samples"),
+        (f"images of data {data.name!r} split={split}", reference, "use another split or more data"),
+    ):
+        if count is not None and count <= dim and not (allow_few and count > 1):
+            raise UserError(
+                f"metrics: {count} {what} for {dim} features: {extractor.keys.distance} needs more than {dim}: "
+                f"{remedy}, or set metrics.scores.{name}.allow_few=true"
+            )
+
+
+def refuse_broken(values: Tensor, whose: str) -> None:
+    """Raise UserError if any of [N D] is nan or inf: eigenvalues of a matrix with nan would be nan without a word."""
     bad = int((~values.isfinite()).any(dim=1).sum())
     if bad:
         raise UserError(f"metrics: features of {bad} of {len(values)} {whose} are nan or inf: no distance can be given")
+
+
+def finite(values: Tensor, whose: str) -> Tensor:
+    """float64, or UserError by ``refuse_broken``."""
+    refuse_broken(values, whose)
     return values.double()

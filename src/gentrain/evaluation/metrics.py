@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
-from gentrain.evaluation.frechet import frechet_distance
-from gentrain.evaluation.metric import Given, check_images, finite, logits_of
+from gentrain.evaluation.gaussian import Gaussian, frechet
+from gentrain.evaluation.metric import Given, check_enough, check_images, finite, logits_of
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.subject import Subject, split_of
 
@@ -101,14 +101,15 @@ class Distances:
         check_images(data)
         self.extractor.check(data)
         count = len(split_of(data, self.split))
-        self._enough(count if self.reference is None else min(count, self.reference), n, self.extractor, data)
+        self._enough(count if self.reference is None else min(count, self.reference), n, data)
 
     def measure(self, subject: Subject) -> dict[str, float]:
         real = subject.reference_features(self.extractor, self.split, self.reference)
         fake = subject.sample_features(self.extractor)
-        self._enough(len(real), len(fake), self.extractor, subject.data)
+        self._enough(len(real), len(fake), subject.data)
         keys = self.extractor.keys
-        found = {keys.distance: frechet_distance(real.features, fake.features)}
+        gaussian = subject.reference_gaussian(self.extractor, self.split, self.reference)
+        found = {keys.distance: frechet(gaussian, Gaussian.of(fake.features, "samples"))}
         found[keys.kernel], found[f"{keys.kernel}_sd"] = kernel_distance(
             real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
         )
@@ -118,14 +119,5 @@ class Distances:
                 found[f"{keys.score}_sd"] = spread
         return found
 
-    def _enough(self, reference: int, n: int | None, extractor: ExtractorSource, data: DataSet) -> None:
-        dim = extractor.num_features(data)
-        for what, count, remedy in (
-            ("samples", n, "raise metrics.samples"),
-            (f"images of data {data.name!r} split={self.split}", reference, "use another split or more data"),
-        ):
-            if count is not None and count <= dim and not (self.allow_few and count > 1):
-                raise UserError(
-                    f"metrics: {count} {what} for {dim} features: {extractor.keys.distance} needs more than {dim}: "
-                    f"{remedy}, or set metrics.scores.distances.allow_few=true"
-                )
+    def _enough(self, reference: int, n: int | None, data: DataSet) -> None:
+        check_enough(self.extractor, data, self.split, reference, n, allow_few=self.allow_few, name="distances")

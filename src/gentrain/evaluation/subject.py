@@ -16,40 +16,14 @@ from torch import Tensor
 from gentrain.data.dataset import spread
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, ExtractorSource, Features
+from gentrain.evaluation.gaussian import Gaussian
 from gentrain.evaluation.randomness import isolated_rng
+from gentrain.evaluation.reference import FeatureCache as FeatureCache
+from gentrain.evaluation.reference import split_of as split_of
 from gentrain.types import to_bytes
 
 if TYPE_CHECKING:
-    from gentrain.data.dataset import DataSet, Split
-
-BLOCK = 2048
-"""Reference images in memory at a time."""
-
-
-class FeatureCache:
-    """Loaded extractors and reference features; hand one to all Subjects of a run and real images pass once."""
-
-    def __init__(self) -> None:
-        self._extractors: dict[tuple[ExtractorSource, str, str], Extractor] = {}
-        self._reference: dict[tuple[str, ...], Features] = {}
-
-    def extractor(self, source: ExtractorSource, data: DataSet, device: torch.device | str) -> Extractor:
-        key = (source, data.name, str(device))
-        if key not in self._extractors:
-            self._extractors[key] = source.load(data, device)
-        return self._extractors[key]
-
-    def reference(self, extractor: Extractor, data: DataSet, split: str, count: int) -> Features:
-        """Features of ``count`` images of a split; computed again if data, shape or extractor differ."""
-        key = (extractor.sha256, data.name, data.fingerprint, str(data.spec.shape), split, str(count))
-        if key not in self._reference:
-            rows = split_of(data, split)
-            parts = [extractor(rows.take(index).x) for index in torch.split(spread(len(rows), count), BLOCK)]
-            logits = [part.logits for part in parts if part.logits is not None]
-            self._reference[key] = Features(
-                torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None
-            )
-        return self._reference[key]
+    from gentrain.data.dataset import DataSet
 
 
 class Subject:
@@ -138,7 +112,12 @@ class Subject:
     def reference_features(self, source: ExtractorSource, split: str = "test", limit: int | None = None) -> Features:
         """Features of a split, all of it or ``limit`` spread over it."""
         count = len(self.reference_index(split, limit))
-        return self._cache.reference(self.extractor(source), self.data, split, count)
+        return self._cache.reference(self.extractor(source), self.data, split, count, self.device)
+
+    def reference_gaussian(self, source: ExtractorSource, split: str = "test", limit: int | None = None) -> Gaussian:
+        """The Gaussian fitted to ``reference_features``."""
+        count = len(self.reference_index(split, limit))
+        return self._cache.gaussian(self.extractor(source), self.data, split, count, self.device)
 
     def _accept(self, drawn: Tensor) -> Tensor:
         """Refuse samples that are not what the data look like; images become uint8 on the CPU."""
@@ -162,11 +141,3 @@ class Subject:
             # A model without a bounded last layer strays outside [-1, 1] on both sides; this is another unit.
             raise ValueError(f"samples lie in 0..{float(drawn.max()):.4g}: floats must be in [-1, 1], bytes uint8")
         return to_bytes(drawn)
-
-
-def split_of(data: DataSet, name: str) -> Split:
-    """The split called train or test; UserError for another name."""
-    splits = {"train": data.train, "test": data.test}
-    if name not in splits:
-        raise UserError(f"metrics: split={name!r} is neither train nor test")
-    return splits[name]
