@@ -100,7 +100,8 @@ def summary(folder: RunFolder) -> str:
     """Where the pictures, scores and checkpoints of a finished run lie, in a few lines."""
     card = folder.card()
     lines = []
-    for title, scores in (("final", card.get("final")), ("best", (card.get("best") or {}).get("scores"))):
+    best = card.get("best") or {}
+    for title, scores in (("final", card.get("final")), ("best", best.get("at_end") or best.get("scores"))):
         if scores:
             where = f" (iteration {card['best']['iteration']})" if title == "best" else ""
             lines.append(f"{title}{where}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
