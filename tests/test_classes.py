@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits, ring
 from gentrain.errors import UserError
+from gentrain.evaluation.accuracy import ClassificationAccuracyScore
 from gentrain.evaluation.classes import ByClass, ClassesShown, reverse_kl
-from gentrain.evaluation.domain import Domain
+from gentrain.evaluation.domain import Domain, DomainNet
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
 from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.modes import ModesCovered
@@ -241,3 +242,117 @@ def test_the_shipped_extractors_classes_are_those_of_its_data() -> None:
     assert found["fd_domain_by_class"] < 1e-6
     assert found["label_accuracy"] >= 0.98
     assert ClassesShown(Domain(), split="train").measure(real)["reverse_kl_nats"] < 1e-3
+
+
+# A classifier trained on the samples alone
+
+
+class Photocopier:
+    """A conditional system that gives real images of the classes it is asked for, with noise: grey levels."""
+
+    conditional = True
+
+    def __init__(self, data: DataSet, noise: float = 0.0, *, deaf: bool = False) -> None:
+        self.images, self.noise, self.deaf = data.train.all(), noise, deaf
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        assert labels is not None
+        assert self.images.y is not None
+        if self.deaf:
+            labels = labels[torch.randperm(n, generator=generator)]
+        of_class = [(self.images.y == label).nonzero()[:, 0] for label in range(10)]
+        chosen = [of_class[label][torch.randint(len(of_class[label]), (1,), generator=generator)] for label in labels]
+        x = self.images.x[torch.cat(chosen)].float()
+        return (x + self.noise * torch.randn(x.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def photocopied(data: DataSet, system: Photocopier, n: int = 500, seed: int = 0) -> Subject:
+    assert data.train.y is not None
+    labels = data.train.y[torch.randint(len(data.train), (n,), generator=generator(5))]
+    return Subject(
+        data, system, lambda n: system.sample(n, labels=labels, generator=generator(6)), n=n, seed=seed, labels=labels
+    )
+
+
+def test_a_classifier_learns_from_samples_of_their_classes_and_nothing_from_others() -> None:
+    data, metric = digits(), ClassificationAccuracyScore(epochs=12, batch=32)
+    scores = []
+    for system in (Photocopier(data, noise=20), Photocopier(data, deaf=True)):
+        require({"m": metric}, system, data, n=500)
+        scores.append(metric.measure(photocopied(data, system)))
+        assert tuple(scores[-1]) == metric.scores(system, data) == ("cas", "cas_real")
+    faithful, deaf = scores
+    assert faithful["cas_real"] == deaf["cas_real"] > 0.9
+    assert faithful["cas"] > 0.85
+    assert deaf["cas"] < 0.25  # chance is 0.1
+
+
+def test_the_classifiers_score_follows_samples_and_seed_alone() -> None:
+    data, metric = digits(), ClassificationAccuracyScore(epochs=2, batch=32)
+    subject = photocopied(data, Photocopier(data, noise=60), 200)
+    threads, before = torch.get_num_threads(), torch.get_rng_state()
+    first = metric.measure(subject)
+    assert torch.get_rng_state().equal(before)
+    torch.rand(3)
+    torch.set_num_threads(2)
+    try:
+        assert metric.measure(subject) == first
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert evaluate({"m": metric}, subject, "raw").scores == first  # gradients are off there
+    assert subject.used_splits == {"train": 200, "test": len(data.test)}
+    other = metric.measure(photocopied(data, Photocopier(data, noise=60), 200, seed=1))
+    assert other != first
+
+
+def test_the_classifier_trains_on_one_thread_in_the_seeds_order_and_is_tested_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[bool, int, Tensor]] = []
+    forward = DomainNet.forward
+
+    def watched(net: DomainNet, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((net.training, torch.get_num_threads(), x))
+        return forward(net, x)
+
+    monkeypatch.setattr(DomainNet, "forward", watched)
+    data, threads = digits(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for seed in (0, 1):
+            metric = ClassificationAccuracyScore(epochs=2, batch=32)
+            metric.measure(photocopied(data, Photocopier(data), 70, seed))
+    finally:
+        torch.set_num_threads(threads)
+    each = [True] * 4 + [False]  # two epochs of two whole batches, then the test split
+    assert [training for training, _, _ in seen] == each * 4
+    assert {threads for _, threads, _ in seen} == {1}
+    assert [len(x) for _, _, x in seen[:5]] == [32] * 4 + [len(data.test)]
+    firsts = [seen[start][2] for start in (0, 5, 10, 15)]  # samples and real images under one seed and another
+    assert not firsts[0].equal(firsts[2])
+    assert not firsts[1].equal(firsts[3])
+
+
+def test_the_classifier_needs_labels_samples_and_pixels() -> None:
+    data, metric = digits(), ClassificationAccuracyScore()
+    system = Photocopier(data)
+    with pytest.raises(UserError, match=r"cas of 19 samples of 10 classes.*metrics\.samples to 20"):
+        require({"m": metric}, system, data, n=19)
+    with pytest.raises(UserError, match="cas of 19 samples"):
+        metric.measure(photocopied(data, system, 19))
+    blind = replace(data, test=replace(data.test, y=None))
+    with pytest.raises(UserError, match="no class labels"):
+        require({"m": metric}, system, blind, n=50)
+    with pytest.raises(UserError, match=r"stages=5 need images of 16 pixels, data 'digits' have 8"):
+        ClassificationAccuracyScore(stages=5).check(data)
+    with pytest.raises(UserError, match="vectors"):
+        metric.check(ring(train_size=9, test_size=9))
+    for wrong in ({"epochs": 0}, {"batch": 1}, {"lr": 0.0}, {"weight_decay": math.nan}):
+        with pytest.raises(UserError, match=rf"metrics\.scores\.cas\.{next(iter(wrong))}="):
+            ClassificationAccuracyScore(**wrong)  # type: ignore[arg-type]
+    plain = Photocopier(data)
+    plain.conditional = False
+    require({"m": metric}, plain, data, n=4)
+    assert metric.scores(plain, data) == ()
+    assert metric.measure(photocopied(data, plain, 19)) == {}

@@ -26,8 +26,8 @@ class ModesCovered:
 
     ``reverse_kl_nats``: KL(samples || data) of the modes' frequencies (as in Srivastava et al. 2017, arXiv 1705.07761)
     against the density's ``weights`` [M], equal ones where it has none. Only samples of high quality count, each for
-    its nearest mode; where there is not one, as if all stood in the rarest mode, the worst there is. n samples of the data
-    themselves score about (M - 1) / 2n.
+    its nearest mode; where there is not one, as if all stood in the rarest mode, the worst there is. n samples of the
+    data themselves score about (M - 1) / 2n.
     """
 
     deviations: float = 3.0
