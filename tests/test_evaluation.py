@@ -33,6 +33,7 @@ from gentrain.evaluation.protocol import evaluate, follow, require
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.folder import RunFolder
+from gentrain.types import LikelihoodOn
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -242,14 +243,14 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
         follow("fd_doman", {"d": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match="vectors, not images"):
         require({"d": Distances(Domain())}, Painter(), ring(train_size=9, test_size=9))
-    with pytest.raises(UserError, match="gives fd_domain, is_domain, .*kid_domain_sd already"):
+    with pytest.raises(UserError, match=r"gives fd_domain, is_domain, .*kid_domain_sd already"):
         require({"d": Distances(Domain()), "e": Distances(Domain())}, Painter(), data)
     with pytest.raises(UserError, match="unknown"):
         require({"m": ModesCovered()}, Painter(), data)
 
 
 class Binary(Noise):
-    bits_per_dim_defined = False
+    likelihood_on = LikelihoodOn(bits=1, binarisation="static", exact=False)
 
 
 class Classless(Pixels):
@@ -306,7 +307,7 @@ def test_a_monitor_that_would_never_appear_is_refused(metric: Metric, monitor: s
 
 def test_no_samples_are_needed_where_no_metric_draws_any(data: DataSet) -> None:
     scores = evaluate({"l": LikelihoodBound()}, Subject(data, Noise(), torch.zeros, n=0), "raw").scores
-    assert scores.keys() == {"nll_nats", "bits_per_dim", "elbo_nats", "iw_bound_nats"}
+    assert scores.keys() == {"nll_nats", "nll_nats_se", "bits_per_dim", "elbo_nats", "iw_bound_nats"}
     require({"l": LikelihoodBound()}, Noise(), data, n=0)
     with pytest.raises(UserError, match=r"metrics\.samples=0.*at least one"):
         Subject(data, Noise(), torch.zeros, n=0).samples()
@@ -348,7 +349,8 @@ def test_likelihood_of_vectors_has_no_bits_and_a_broken_one_is_refused(data: Dat
             return torch.full((len(x),), math.nan)
 
     assert LikelihoodBound().measure(Subject(ring(train_size=9, test_size=9), Normal(), torch.zeros, n=1)).keys() == {
-        "nll_nats"
+        "nll_nats",
+        "nll_nats_se",
     }
     with pytest.raises(UserError, match="sample 0 of split=test"):
         LikelihoodBound().measure(Subject(data, Broken(), torch.zeros, n=1))
