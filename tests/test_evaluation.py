@@ -36,6 +36,7 @@ from gentrain.evaluation.protocol import evaluate, follow, require
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.folder import RunFolder
+from gentrain.types import LikelihoodOn
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -252,7 +253,7 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
 
 
 class Binary(Noise):
-    bits_per_dim_defined = False
+    likelihood_on = LikelihoodOn(bits=1, binarisation="static", exact=False)
 
 
 class Classless(Pixels):
@@ -314,7 +315,7 @@ def test_a_monitor_that_would_never_appear_is_refused(metric: Metric, monitor: s
 
 def test_no_samples_are_needed_where_no_metric_draws_any(data: DataSet) -> None:
     scores = evaluate({"l": LikelihoodBound()}, Subject(data, Noise(), torch.zeros, n=0), "raw").scores
-    assert scores.keys() == {"nll_nats", "bits_per_dim", "elbo_nats", "iw_bound_nats"}
+    assert scores.keys() == {"nll_nats", "nll_nats_se", "bits_per_dim", "elbo_nats", "iw_bound_nats"}
     require({"l": LikelihoodBound()}, Noise(), data, n=0)
     with pytest.raises(UserError, match=r"metrics\.samples=0.*at least one"):
         Subject(data, Noise(), torch.zeros, n=0).samples()
@@ -356,7 +357,8 @@ def test_likelihood_of_vectors_has_no_bits_and_a_broken_one_is_refused(data: Dat
             return torch.full((len(x),), math.nan)
 
     assert LikelihoodBound().measure(Subject(ring(train_size=9, test_size=9), Normal(), torch.zeros, n=1)).keys() == {
-        "nll_nats"
+        "nll_nats",
+        "nll_nats_se",
     }
     with pytest.raises(UserError, match="sample 0 of split=test"):
         LikelihoodBound().measure(Subject(data, Broken(), torch.zeros, n=1))

@@ -105,7 +105,7 @@ def test_bernoulli_is_a_distribution_over_binary_images_and_the_average_is_not()
     nats = likelihood.log_prob(logits, likelihood.prepare(images))
     assert float(nats.exp().sum()) == pytest.approx(1.0, abs=1e-5)
     assert float((nats / 4).exp().sum()) > 5.0  # wrong: averaged over pixels
-    assert not likelihood.bits_per_dim_defined
+    assert likelihood.likelihood_on.bits_key is None
 
 
 def test_binarisation() -> None:

@@ -25,12 +25,13 @@ Node = dict[str, Any]
 
 TRUSTED_PREFIXES = (
     "gentrain.families.", "gentrain.models.", "gentrain.nets.", "gentrain.objectives.", "gentrain.data.sources.",
-    "gentrain.evaluation.metrics.", "gentrain.evaluation.classes.", "gentrain.evaluation.diversity.",
-    "gentrain.evaluation.frechet.", "gentrain.evaluation.likelihood.", "gentrain.evaluation.manifold.",
-    "gentrain.evaluation.modes.", "gentrain.evaluation.parzen.", "gentrain.evaluation.annealing.",
-    "gentrain.evaluation.domain.Domain", "gentrain.evaluation.inception.", "gentrain.evaluation.mobilenet.",
-    "gentrain.evaluation.dinov2.", "gentrain.engine.player.", "gentrain.engine.turns.", "gentrain.engine.ema.",
-    "gentrain.engine.health.", "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
+    "gentrain.evaluation.metrics.", "gentrain.evaluation.accuracy.", "gentrain.evaluation.classes.",
+    "gentrain.evaluation.diversity.", "gentrain.evaluation.frechet.", "gentrain.evaluation.likelihood.",
+    "gentrain.evaluation.manifold.", "gentrain.evaluation.modes.", "gentrain.evaluation.parzen.",
+    "gentrain.evaluation.annealing.", "gentrain.evaluation.domain.Domain", "gentrain.evaluation.inception.",
+    "gentrain.evaluation.mobilenet.", "gentrain.evaluation.dinov2.",
+    "gentrain.engine.player.", "gentrain.engine.turns.", "gentrain.engine.ema.", "gentrain.engine.health.",
+    "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
 )  # fmt: skip
 """What a target may be called in a config that nobody vouches for: the parts that configs are made of. All of gentrain
 would be too much: ``gentrain.config.locate`` as a target imports whatever its argument says."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from gentrain.errors import UserError
 
 PathText = Annotated[str, "path"]
 """A path in a config. A run's frozen config holds it absolute, so that it means the same from any folder."""
@@ -116,6 +118,47 @@ def to_bytes(x: Tensor) -> Tensor:
     return x.float().add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
+@dataclass(frozen=True)
+class LikelihoodOn:
+    """What a likelihood is the likelihood of: nats of other things never stand side by side.
+
+    ``bits``: it gives the probability of levels 0 .. 2^bits - 1; None where it is a density, or no probability at all.
+    ``binarisation``: pixels made 0 or 1, ``static`` at a threshold or once for all, ``dynamic`` by draws with their
+    brightness as probability. ``dequantisation``: noise that was added to levels so that a density could be asked for
+    them; its mean is then a lower bound (Theis et al. 2016, arXiv 1511.01844). ``exact``: the likelihood itself, not a
+    bound on it or an estimate. Raises UserError for what contradicts itself.
+    """
+
+    bits: int | None = 8
+    binarisation: Literal["none", "static", "dynamic"] = "none"
+    dequantisation: Literal["none", "uniform", "variational"] = "none"
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("binarisation", ("none", "static", "dynamic")),
+            ("dequantisation", ("none", "uniform", "variational")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"likelihood_on: {name}={getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.bits is not None and not 1 <= self.bits <= 8:
+            raise UserError(f"likelihood_on: bits={self.bits}: images are stored with 8, so 1 .. 8, or None for none")
+        if self.binarisation != "none" and self.bits != 1:
+            raise UserError(f"likelihood_on: binarisation={self.binarisation} leaves bits=1, not {self.bits}")
+        if self.dequantisation != "none" and (self.exact or self.bits is None):
+            raise UserError(
+                "likelihood_on: dequantisation of levels bounds their likelihood: exact=False and bits are due"
+            )
+
+    @property
+    def bits_key(self) -> str | None:
+        """The score's name of nats / (C H W ln 2): ``bits_per_dim`` for 8-bit images alone, with the depth for others,
+        None for pixels that were binarised or have no levels."""
+        if self.bits is None or self.binarisation != "none":
+            return None
+        return "bits_per_dim" if self.bits == 8 else f"bits_per_dim_{self.bits}bit"
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """Can make new samples."""
@@ -127,7 +170,8 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """Has a tractable density, or a bound on it."""
+    """Has a tractable density, or a bound on it. An attribute ``likelihood_on: LikelihoodOn`` says of what; without it,
+    of 8-bit images or of vectors, exact where the system has neither ``elbo`` nor ``importance_bound``."""
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """[B] nats per image for integer data x (uint8 [B C H W])."""

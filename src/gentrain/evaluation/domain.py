@@ -124,6 +124,10 @@ class Domain:
     def num_features(self, data: DataSet) -> int:
         return read_card(self._path(data)).features
 
+    def classes(self, data: DataSet) -> tuple[str, ...]:
+        """Names of the classes that the logits stand for."""
+        return read_card(self._path(data)).classes
+
     def load(self, data: DataSet, device: torch.device | str = "cpu") -> Extractor:
         self.check(data)
         return load_extractor(self._path(data), device)

@@ -12,7 +12,8 @@ from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, runtime_checkable
+from typing import Protocol as Contract
 
 import torch
 from torch import nn
@@ -35,6 +36,24 @@ OFFERS: tuple[tuple[str, str, bool], ...] = (
     ("likelihood", "log_likelihood", False),
 )
 """(file of conf/metrics, the capability it needs, whether it is for images), to suggest what would work."""
+
+
+@runtime_checkable
+class Particular(Contract):
+    """A metric whose demands on data and samples depend on the system."""
+
+    def check_system(self, system: object, data: DataSet, n: int | None = None) -> None:
+        """Raise UserError if the metric cannot work with this system. Called at start-up, after ``check``."""
+        ...
+
+
+@runtime_checkable
+class Explained(Contract):
+    """A metric that says more than its settings do: how a likelihood is to be read."""
+
+    def facts(self, system: object, data: DataSet) -> dict[str, Any]:
+        """Plain types only, for the protocol."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,8 @@ class Protocol:
     seed: int
     metrics: dict[str, dict[str, Any]]
     """Class and settings of each metric."""
+    likelihood: dict[str, dict[str, Any]]
+    """Of each metric of a likelihood: what it is the likelihood of, and how exact it is."""
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +136,8 @@ def require(
             )
         try:
             metric.check(data, n)
+            if isinstance(metric, Particular):
+                metric.check_system(system, data, n)
         except UserError as error:  # metrics know of one key only
             raise UserError(str(error).replace("metrics.samples", key)) from error
     promised(metrics, system, data)
@@ -193,6 +216,11 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str, splits
         device=subject.device.type,
         seed=subject.seed,
         metrics={name: {"metric": type(metric).__name__, **_settings(metric)} for name, metric in metrics.items()},
+        likelihood={
+            name: metric.facts(subject.system, data)
+            for name, metric in metrics.items()
+            if isinstance(metric, Explained)
+        },
         versions={
             "torch": str(torch.__version__),  # of a class of its own, which a checkpoint would refuse
             "torchmetrics": version("torchmetrics"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, final
 
 import torch
@@ -16,7 +17,7 @@ from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture
 from gentrain.objectives.likelihoods import PixelLikelihood
-from gentrain.types import Images, Spec, Terms, to_signed
+from gentrain.types import Images, LikelihoodOn, Spec, Terms, to_signed
 
 
 class Posterior(Protocol):
@@ -102,9 +103,9 @@ class Autoencoder(System):
     # ---------------------------------------------------------------- capabilities
 
     @property
-    def bits_per_dim_defined(self) -> bool:
-        """Whether the nats are those of 8-bit images."""
-        return self.loss.bits_per_dim_defined
+    def likelihood_on(self) -> LikelihoodOn:
+        """That of the pixels, and no more than a bound on it."""
+        return replace(self.loss.likelihood_on, exact=False)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.posterior.mean(self._code(x))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.types import to_signed
+from gentrain.types import LikelihoodOn, to_signed
 
 HALF_BIN = 1.0 / 255.0
 """Half the distance of two neighbouring levels in [-1, 1]."""
@@ -35,8 +35,8 @@ class PixelLikelihood(Protocol):
     """p(x | z) of one image, pixels independent given z."""
 
     @property
-    def bits_per_dim_defined(self) -> bool:
-        """Whether nats / (C H W ln 2) is bits per number of the 8-bit image."""
+    def likelihood_on(self) -> LikelihoodOn:
+        """What p(x | z) is the probability of."""
         ...
 
     def channels(self, c: int) -> int:
@@ -74,11 +74,16 @@ class Bernoulli:
     """
 
     binarize: Literal["threshold", "sample", "none"] = "threshold"
-    bits_per_dim_defined: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.binarize not in ("threshold", "sample", "none"):
             raise UserError(f"binarize must be threshold, sample or none, got {self.binarize!r}")
+
+    @property
+    def likelihood_on(self) -> LikelihoodOn:
+        if self.binarize == "none":
+            return LikelihoodOn(bits=None, exact=False)
+        return LikelihoodOn(bits=1, binarisation="static" if self.binarize == "threshold" else "dynamic")
 
     def channels(self, c: int) -> int:
         return c
@@ -113,7 +118,7 @@ class Gaussian:
     """
 
     scale: float | Literal["shared", "pixel"] = "shared"
-    bits_per_dim_defined: ClassVar[bool] = True
+    likelihood_on: ClassVar[LikelihoodOn] = LikelihoodOn()
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, str):
@@ -166,7 +171,7 @@ class DiscretizedLogistic:
     channels.
     """
 
-    bits_per_dim_defined: ClassVar[bool] = True
+    likelihood_on: ClassVar[LikelihoodOn] = LikelihoodOn()
 
     def channels(self, c: int) -> int:
         return 2 * c

@@ -1,0 +1,196 @@
+"""Likelihoods as scores: what they are of, annealed importance sampling, Parzen windows; against closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import tiny
+from torch import Tensor
+
+from gentrain.config import build
+from gentrain.data.dataset import DataSet
+from gentrain.data.sources import digits, ring
+from gentrain.errors import UserError
+from gentrain.evaluation.likelihood import LikelihoodBound
+from gentrain.evaluation.protocol import evaluate, require
+from gentrain.evaluation.subject import Subject
+from gentrain.types import LikelihoodOn
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return digits()
+
+
+def subject_of(data: DataSet, system: object, *, seed: int = 0, limit: int | None = None) -> Subject:
+    return Subject(data, system, torch.zeros, n=0, seed=seed, limit=limit)
+
+
+class Uniform:
+    """All levels of each number equally likely."""
+
+    def __init__(self, bits: int, on: LikelihoodOn | None = None) -> None:
+        self.bits = bits
+        if on is not None:
+            self.likelihood_on = on
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        return torch.full((len(x),), -x[0].numel() * math.log(2**self.bits), dtype=torch.float64)
+
+
+class Fitted(Uniform):
+    """A value of its own for each image."""
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        return -x.double().flatten(1).sum(1)
+
+
+class Bounded(Fitted):
+    """That, and bounds below it."""
+
+    def importance_bound(self, x: Tensor, samples: int) -> Tensor:
+        return self.log_likelihood(x) - 1.0 / samples
+
+
+class Drawing:
+    """Binarises anew each time it is asked; its pixels are on with probability 0.3."""
+
+    likelihood_on = LikelihoodOn(bits=1, binarisation="dynamic", exact=False)
+    bound_samples = 5
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        on = torch.bernoulli(x.double() / 255).flatten(1).sum(1)
+        return on * math.log(0.3) + (x[0].numel() - on) * math.log(0.7)
+
+    def elbo(self, x: Tensor) -> Tensor:
+        return self.log_likelihood(x)
+
+
+# What a likelihood is of
+
+
+def test_a_uniform_model_of_bytes_has_eight_bits_per_dimension(data: DataSet) -> None:
+    found = LikelihoodBound(batch=100).measure(subject_of(data, Uniform(8)))
+    assert abs(found["bits_per_dim"] - 8.0) < 1e-12
+    assert found["nll_nats"] == pytest.approx(64 * 8 * math.log(2), rel=1e-14)
+    assert found["nll_nats_se"] == 0.0
+
+
+def test_another_depth_has_a_key_of_its_own_and_binary_pixels_have_none(data: DataSet) -> None:
+    five = Uniform(5, LikelihoodOn(bits=5))
+    found = LikelihoodBound().measure(subject_of(data, five))
+    assert abs(found["bits_per_dim_5bit"] - 5.0) < 1e-12
+    assert "bits_per_dim" not in found
+    for on in (LikelihoodOn(bits=1, binarisation="static"), LikelihoodOn(bits=None, exact=False)):
+        some = Uniform(1, on)
+        assert LikelihoodBound().measure(subject_of(data, some)).keys() == {"nll_nats", "nll_nats_se"}
+        assert LikelihoodBound().scores(some, data) == ("nll_nats", "nll_nats_se")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"bits": 16}, "bits=16"),
+        ({"bits": 0}, "bits=0"),
+        ({"binarisation": "sometimes"}, "binarisation='sometimes' is none of none, static, dynamic"),
+        ({"binarisation": "static"}, "leaves bits=1, not 8"),
+        ({"dequantisation": "uniform"}, "exact=False"),
+        ({"dequantisation": "gaussian"}, "dequantisation='gaussian'"),
+    ],
+)
+def test_what_contradicts_itself_is_no_likelihood(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        LikelihoodOn(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_protocol_says_what_the_likelihood_is_of_and_how_many_samples_bound_it(data: DataSet) -> None:
+    def facts(system: object, samples: int = 7, some: DataSet = data) -> dict[str, object]:
+        metric = LikelihoodBound(importance_samples=samples, limit=9)
+        protocol = evaluate({"l": metric}, subject_of(some, system), "raw").protocol
+        assert json.loads(json.dumps(protocol)) == protocol
+        found: dict[str, object] = protocol["likelihood"]["l"]
+        return found
+
+    plain = {"bits": 8, "binarisation": "none", "dequantisation": "none", "exact": True, "importance_samples": None}
+    assert facts(Fitted(8)) == plain
+    assert facts(Bounded(8)) == plain | {"exact": False, "importance_samples": 7}
+    assert facts(Bounded(8, LikelihoodOn(exact=True))) == plain  # the bound does not stand for it
+    assert facts(Bounded(8), samples=0) == plain | {"exact": False}
+    assert facts(Drawing()) == plain | {
+        "bits": 1, "binarisation": "dynamic", "exact": False, "importance_samples": 5
+    }  # fmt: skip
+    assert facts(Fitted(8), some=ring(train_size=9, test_size=9)) == plain | {"bits": None}
+    flow = Uniform(8, LikelihoodOn(dequantisation="uniform", exact=False))
+    assert facts(flow) == plain | {"dequantisation": "uniform", "exact": False}
+    with pytest.raises(TypeError, match="not a LikelihoodOn"):
+        LikelihoodBound().scores(Uniform(8, "8 bits"), data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("loss", "on"),
+    [
+        ("bernoulli", LikelihoodOn(bits=1, binarisation="static", exact=False)),
+        ("bernoulli loss.binarize=sample", LikelihoodOn(bits=1, binarisation="dynamic", exact=False)),
+        ("bernoulli loss.binarize=none", LikelihoodOn(bits=None, exact=False)),
+        ("gaussian", LikelihoodOn(exact=False)),
+    ],
+)
+def test_an_autoencoders_likelihood_is_its_pixels_and_the_same_each_time(
+    loss: str, on: LikelihoodOn, data: DataSet
+) -> None:
+    config = tiny("data=digits", "model=vae", *f"loss={loss}".split())
+    torch.manual_seed(0)
+    system = build(config["model"], spec=data.spec)
+    assert system.likelihood_on == on
+    metric = LikelihoodBound(limit=50, importance_samples=3, batch=20)
+    require({"l": metric}, system, data)
+    first, second = (evaluate({"l": metric}, subject_of(data, system), "raw").scores for _ in range(2))
+    assert first == second
+    assert ("bits_per_dim" in first) == (on.bits == 8)
+    x = data.test.all(9).x
+    whole = system.loss.prepare(x, fixed=True)
+    assert torch.cat([system.loss.prepare(part, fixed=True) for part in x.split(2)]).equal(whole)
+
+
+def test_draws_of_a_likelihood_follow_the_seed(data: DataSet) -> None:
+    system, metric = Drawing(), LikelihoodBound(batch=50)
+    scores = []
+    for seed in (3, 3, 4):
+        torch.rand(seed + len(scores))  # wherever the generators stand
+        scores.append(metric.measure(subject_of(data, system, seed=seed)))
+    assert scores[0] == scores[1]
+    assert scores[0]["nll_nats"] != scores[2]["nll_nats"]
+    # One evaluation has one set of binary images, whatever is asked about them.
+    assert scores[0]["nll_nats"] == -scores[0]["elbo_nats"]
+
+
+def test_the_mean_has_its_standard_error_over_images(data: DataSet) -> None:
+    x = data.test.all().x.double().flatten(1).sum(1)
+    for system in (Fitted(8), Bounded(8)):
+        found = LikelihoodBound(batch=7).measure(subject_of(data, system))
+        assert found["nll_nats_se"] == pytest.approx(float(x.std(correction=1)) / math.sqrt(len(x)), rel=1e-12)
+    few = LikelihoodBound().measure(subject_of(data, Fitted(8), limit=10))
+    assert few["nll_nats_se"] == pytest.approx(
+        float(data.test.all(10).x.double().flatten(1).sum(1).std()) / math.sqrt(10)
+    )
+    with pytest.raises(UserError, match="limit=1: at least 2"):
+        LikelihoodBound(limit=1)
+    with pytest.raises(UserError, match="likelihood of 1 samples of split=test has no standard error"):
+        LikelihoodBound().check(ring(train_size=9, test_size=1))
+    with pytest.raises(UserError, match="likelihood of 1 samples"):
+        LikelihoodBound().measure(subject_of(data, Fitted(8), limit=1))
+
+
+def test_where_the_likelihood_is_known_no_bound_stands_for_it(data: DataSet) -> None:
+    known = Bounded(8, LikelihoodOn(exact=True))
+    found = LikelihoodBound(importance_samples=4).measure(subject_of(data, known))
+    assert found["nll_nats"] == pytest.approx(-found["iw_bound_nats"] - 0.25, rel=1e-12)
+    bounded = LikelihoodBound(importance_samples=4).measure(subject_of(data, Bounded(8)))
+    assert bounded["nll_nats"] == -bounded["iw_bound_nats"] == pytest.approx(found["nll_nats"] + 0.25, rel=1e-12)
