@@ -22,7 +22,8 @@ from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits, ring, swissroll
 from gentrain.engine.session import Scoring
 from gentrain.errors import UserError
-from gentrain.evaluation.classes import ClassesShown
+from gentrain.evaluation.accuracy import ClassificationAccuracyScore
+from gentrain.evaluation.classes import ByClass, ClassesShown
 from gentrain.evaluation.diversity import MultiScaleSimilarity, SlicedWassersteinImages
 from gentrain.evaluation.domain import Domain
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
@@ -270,6 +271,8 @@ SHIPPED: list[Metric] = [
     ModesCovered(),
     SlicedWasserstein(),
     FrechetDetails(Pixels()),
+    ByClass(Pixels()),
+    ClassificationAccuracyScore(),
     Manifold(Pixels()),
     Memorisation(Domain(), limit=None),
     SlicedWassersteinImages(smallest=8, patches=4, directions=8),

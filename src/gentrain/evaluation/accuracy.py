@@ -17,7 +17,8 @@ from gentrain.evaluation.domain import DomainNet
 from gentrain.evaluation.extractors import full_precision
 from gentrain.evaluation.metric import check_images
 from gentrain.evaluation.randomness import isolated_rng
-from gentrain.evaluation.subject import BLOCK, Subject
+from gentrain.evaluation.reference import BLOCK
+from gentrain.evaluation.subject import Subject
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
