@@ -18,7 +18,7 @@ WORDS = {
     "train": "train a model (the default word)",
     "resume": "go on with an interrupted run, bit for bit",
     "sample": "draw pictures from a trained run",
-    "evaluate": "score a run again with its stored protocol",
+    "evaluate": "score a run again with its stored protocol, or any images",
     "table": "finished runs side by side, mean and spread over seeds",
     "list": "models, data, losses, networks, metrics, experiments",
     "check": "compose and validate a config, train nothing",
@@ -39,6 +39,7 @@ examples
   gentrain experiment=wgan_gp_fashion_mnist          a complete recipe
   gentrain resume run=outputs/wgan_gp-digits/...     continue where it stopped
   gentrain sample run=outputs/wgan_gp-digits/... n=64
+  gentrain evaluate samples=FOLDER data=digits       score pictures made by any tool
   gentrain table outputs --data fashion_mnist        a GAN beside a VAE: scores, bits/dim, cost
   gentrain list models                               what there is; --json for machines
   gentrain check model=vae loss=hinge                what is wrong, before anything runs

@@ -81,6 +81,29 @@ class FileRows:
 
 
 @dataclass(frozen=True, eq=False)
+class BothRows:
+    """One set of rows behind another."""
+
+    first: Rows
+    second: Rows
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def take(self, index: Tensor) -> Tensor:
+        count = len(self.first)
+        here = index < count
+        found = torch.empty(0)
+        for rows, places, wanted in ((self.first, here, index[here]), (self.second, ~here, index[~here] - count)):
+            if len(wanted):
+                part = rows.take(wanted)
+                if not len(found):
+                    found = part.new_empty(len(index), *part.shape[1:])
+                found[places] = part
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """``y``: int64 class labels [N], uint8 attributes [N A], or None."""
 

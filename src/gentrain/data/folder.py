@@ -39,10 +39,10 @@ def folder(
     storage = Storage(in_memory_bytes, cache, cache_dir)
     home = Path(root).expanduser()
     if (home / "train").is_dir() and (home / "test").is_dir():
-        parts = [(home / "train", _listed(home / "train")), (home / "test", _listed(home / "test"))]
+        parts = [(home / "train", listed(home / "train")), (home / "test", listed(home / "test"))]
     else:
         parts = [(home, names) for names in _divided(home, test_fraction)]
-    classes = tuple(sorted({_class(name) for name in parts[0][1]} - {""}))
+    classes = tuple(sorted({class_of(name) for name in parts[0][1]} - {""}))
     labels = [_labels(place, names, classes) for place, names in parts]
     titles = (f"{home.name}-train", f"{home.name}-test")
     files = [FolderFiles(place, names) for place, names in parts]
@@ -52,10 +52,11 @@ def folder(
     return DataSet(f"folder:{home.name}", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
 
 
-def _listed(home: Path) -> list[str]:
-    """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders."""
+def listed(home: Path, key: str = "data.root") -> list[str]:
+    """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders.
+    ``key``: of the config, for the message."""
     if not home.is_dir():
-        raise UserError(f"{shown(home)}: no such folder; set data.root to a folder of images")
+        raise UserError(f"{shown(home)}: no such folder; set {key} to a folder of images")
     names = sorted(_walk(home), key=os.fsencode)
     if not names:
         raise UserError(f"{shown(home)}: no images in it; known endings are {' '.join(SUFFIXES)}")
@@ -99,7 +100,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _divided(home: Path, test_fraction: float) -> tuple[list[str], list[str]]:
     if not 0 < test_fraction < 1:
         raise UserError(f"test_fraction={test_fraction} must lie between 0 and 1")
-    names = _listed(home)
+    names = listed(home)
     held_out = [_position(name) < test_fraction for name in names]
     train = [name for name, held in zip(names, held_out, strict=True) if not held]
     test = [name for name, held in zip(names, held_out, strict=True) if held]
@@ -117,7 +118,8 @@ def _position(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / (1 << 48)
 
 
-def _class(name: str) -> str:
+def class_of(name: str) -> str:
+    """The first folder of a relative path, or nothing."""
     return name.split("/", 1)[0] if "/" in name else ""
 
 
@@ -125,8 +127,8 @@ def _labels(place: Path, names: list[str], classes: tuple[str, ...]) -> torch.Te
     """int64 [N], or None where there are no sub-folders. Raises UserError for a class that the training split lacks."""
     number = {name: label for label, name in enumerate(classes or ("",))}
     for name in names:
-        if _class(name) not in number:
+        if class_of(name) not in number:
             raise UserError(
                 f"{shown(place / name)}: its class is not among the training images' {len(classes)} classes"
             )
-    return torch.tensor([number[_class(name)] for name in names]) if classes else None
+    return torch.tensor([number[class_of(name)] for name in names]) if classes else None
