@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import mpmath
@@ -12,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gentrain.data.dataset import DataSet
+from gentrain.data.dataset import DataSet, Split, TensorRows
 from gentrain.data.sources import digits, ring
 from gentrain.errors import UserError
 from gentrain.evaluation import frechet as details
@@ -164,6 +168,19 @@ def test_what_has_no_distance_is_refused() -> None:
     for bad in (math.nan, math.inf):
         with pytest.raises(UserError, match="features of 1 of 50 samples"):
             frechet_distance(x, x.index_fill(0, torch.tensor([3]), bad))
+
+
+def test_the_benchmark_compares_what_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    bench = importlib.import_module("frechet")
+    assert bench.main(["flat", "--quick", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "frechet.json").read_text(encoding="utf-8"))
+    assert list(record["cases"]["flat"]["seconds"]) == ["cached", "ours", "scipy", "torchmetrics"]
+    assert record["goals"].keys() <= record["cases"]["flat"]["seconds"].keys()
+    monkeypatch.setattr(bench, "by_root", lambda real, fake: 1.0)
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        bench.main(["flat", "--quick", "--out", str(tmp_path)])
 
 
 # What is reported beside it
@@ -342,6 +359,15 @@ def test_details_that_cannot_be_trusted_are_refused(data: DataSet) -> None:
         FrechetDetails(Corner(), reference=50).check(data, more)
     with pytest.raises(UserError, match="9 images of data 'digits' split=test for 9"):
         FrechetDetails(Corner(), reference=9).check(data, 100)
+    few_train = replace(data, train=Split(TensorRows(data.train.all(9).x)))
+    for on, refused in (
+        ({}, True),
+        ({"train": False}, True),
+        ({"floor": False}, True),
+        ({"train": 0, "floor": 0}, False),
+    ):
+        with pytest.raises(UserError, match=r"9 images.*split=train for 9") if refused else nullcontext():
+            FrechetDetails(Corner(), **on).check(few_train)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="fd_corner_floor"):
         FrechetDetails(Corner(), reference=50).measure(noisy(data, 100))
     with pytest.raises(UserError, match="neither train nor test"):
