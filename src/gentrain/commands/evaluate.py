@@ -96,7 +96,7 @@ def score(
     from gentrain.engine.restore import load_system
     from gentrain.engine.session import Scoring
     from gentrain.engine.validation import score_system
-    from gentrain.evaluation.protocol import require
+    from gentrain.evaluation.protocol import promised, require
     from gentrain.evaluation.reference import FeatureCache
 
     config = folder.config()
@@ -114,7 +114,9 @@ def score(
         raise UserError(
             f"run={folder.path}: it was trained without metrics; say which, e.g. metrics=domain (gentrain list metrics)"
         )
-    require(scoring.all, system, data, n=n)
+    require(scoring.scores, system, data, n=n)
+    require(scoring.at_end, system, data, n=n, section="metrics.at_end")
+    promised(scoring.all, system, data)
     kind = weights if system.average is not None else "raw"
     report = score_system(
         system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=FeatureCache.on_disk()

@@ -17,7 +17,7 @@ from gentrain.engine.state import seed_all
 from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
 from gentrain.errors import UserError
-from gentrain.evaluation.protocol import follow, require
+from gentrain.evaluation.protocol import follow, promised, require
 
 GIVEN = {"model": frozenset({"spec"})}
 SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None, "output": str}
@@ -129,7 +129,9 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     system = build_system(config, data, seed=config["seed"], trusted=trusted)
     if scoring.smaller:
         require(scoring.scores, system, data, n=scoring.during_samples, key="metrics.during_samples")
-    require(scoring.all, system, data, n=scoring.samples)
+    require(scoring.scores, system, data, n=scoring.samples)
+    require(scoring.at_end, system, data, n=scoring.samples, section="metrics.at_end")
+    promised(scoring.all, system, data)
     follow(scoring.monitor, scoring.scores, system, data)
     health = build(config["callbacks"], trusted=trusted, where="callbacks").get("health")
     return Parts(data, budget, scoring, system, health)

@@ -116,30 +116,32 @@ def require(
     data: DataSet,
     n: int | None = None,
     key: str = "metrics.samples",
+    section: str = "metrics.scores",
 ) -> None:
     """Raise UserError, before anything is trained, if a metric cannot work with this system, these data or ``n``
-    samples (which ``key`` of the config says), or if two metrics give one score."""
+    samples (which ``key`` of the config says), or if two metrics give one score. ``section``: where they stand."""
     has = {name for name, capability in CAPABILITIES.items() if isinstance(system, capability)}
     for name, metric in metrics.items():
         lacking = sorted(metric.needs - has)
         if lacking:
             works = sorted({offer for offer, need, images in OFFERS if need in has and images == data.spec.is_image})
             raise UserError(
-                f"metrics.scores.{name} ({type(metric).__name__}) needs {' and '.join(lacking)}, which "
+                f"{section}.{name} ({type(metric).__name__}) needs {' and '.join(lacking)}, which "
                 f"{type(system).__name__} cannot do (it can: {', '.join(sorted(has)) or 'nothing'}): "
                 f"use metrics={'|'.join([*works, 'none'])}"
             )
         if "sample" in metric.needs and n is not None and n < 1:
             raise UserError(
-                f"{key}={n}: metrics.scores.{name} ({type(metric).__name__}) scores samples, at least 1 is "
+                f"{key}={n}: {section}.{name} ({type(metric).__name__}) scores samples, at least 1 is "
                 "needed; metrics=none scores nothing"
             )
         try:
             metric.check(data, n)
             if isinstance(metric, Particular):
                 metric.check_system(system, data, n)
-        except UserError as error:  # metrics know of one key only
-            raise UserError(str(error).replace("metrics.samples", key)) from error
+        except UserError as error:  # metrics know of one place only
+            said = str(error).replace("metrics.samples", key).replace(f"metrics.scores.{name}", f"{section}.{name}")
+            raise UserError(said) from error
     promised(metrics, system, data)
 
 
