@@ -11,13 +11,14 @@ from conftest import tiny
 from torch import Tensor
 
 from gentrain.config import build
-from gentrain.data.dataset import DataSet
+from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits, ring
 from gentrain.errors import UserError
+from gentrain.evaluation.annealing import AnnealedLikelihood, LogPartition, log_partition
 from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.protocol import evaluate, require
 from gentrain.evaluation.subject import Subject
-from gentrain.types import LikelihoodOn
+from gentrain.types import RBM, LikelihoodOn, Spec
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -194,3 +195,143 @@ def test_where_the_likelihood_is_known_no_bound_stands_for_it(data: DataSet) -> 
     assert found["nll_nats"] == pytest.approx(-found["iw_bound_nats"] - 0.25, rel=1e-12)
     bounded = LikelihoodBound(importance_samples=4).measure(subject_of(data, Bounded(8)))
     assert bounded["nll_nats"] == -bounded["iw_bound_nats"] == pytest.approx(found["nll_nats"] + 0.25, rel=1e-12)
+
+
+# Annealed importance sampling
+
+
+def states(count: int) -> Tensor:
+    """All states float64 [2^count count] of binary units."""
+    return (torch.arange(2**count)[:, None] >> torch.arange(count) & 1).double()
+
+
+def enumerated(rbm: RBM) -> float:
+    """log Z by the sum over all states of all units, written out."""
+    v, h = states(len(rbm.visible_bias)), states(len(rbm.hidden_bias))
+    energy = v @ rbm.weight.double() @ h.T + (v @ rbm.visible_bias.double())[:, None] + h @ rbm.hidden_bias.double()
+    return float(torch.logsumexp(energy.flatten(), 0))
+
+
+def machine(seed: int, scale: float = 1.0, visible: int = 10, hidden: int = 8) -> RBM:
+    g = generator(seed)
+    return RBM(*(scale * torch.randn(shape, generator=g) for shape in ((visible, hidden), (visible,), (hidden,))))
+
+
+class Machine:
+    """A machine over the 64 pixels of a digit, on at half brightness."""
+
+    likelihood_on = LikelihoodOn(bits=1, binarisation="static")
+
+    def __init__(self, rbm: RBM) -> None:
+        self.parameters = rbm
+
+    def rbm(self) -> RBM:
+        return self.parameters
+
+    def units(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) >= 128).float()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("based", [False, True])
+def test_annealing_finds_the_enumerated_constant_within_its_bounds(seed: int, *, based: bool) -> None:
+    rbm = machine(seed, scale=0.4 + 0.2 * seed)
+    base = torch.randn(10, generator=generator(9)) if based else None
+    found = log_partition(rbm, chains=200, temperatures=300, seed=seed, base=base)
+    assert found.lower < enumerated(rbm) < found.upper
+    assert abs(found.estimate - enumerated(rbm)) < 0.1
+    assert 0 < found.sd < 0.05
+    assert found.lower == pytest.approx(found.estimate + math.log(1 - 3 * found.sd), abs=1e-12)
+
+
+def test_the_weights_are_unbiased_with_few_temperatures_too_and_their_spread_is_honest() -> None:
+    # Many coarse runs: the mean of Z must be right, which wrong transitions or weights would not survive.
+    rbm = machine(3, scale=0.7)
+    truth = enumerated(rbm)
+    runs = [log_partition(rbm, chains=200, temperatures=4, seed=seed) for seed in range(100)]
+    ratios = torch.tensor([run.estimate - truth for run in runs], dtype=torch.float64).exp()
+    error = float(ratios.std()) / 10
+    assert abs(float(ratios.mean()) - 1) < 4 * error
+    assert error < 0.03
+    claimed = sum(run.sd for run in runs) / 100
+    assert claimed == pytest.approx(float(ratios.std()), rel=0.3)
+
+
+def test_a_machine_without_connections_needs_no_annealing() -> None:
+    b, c = torch.linspace(-2, 2, 10), torch.linspace(-1, 3, 8)
+    rbm = RBM(torch.zeros(10, 8), b, c)
+    exact = float(torch.nn.functional.softplus(b.double()).sum() + torch.nn.functional.softplus(c.double()).sum())
+    found = log_partition(rbm, chains=5, temperatures=2, base=b)
+    assert found.estimate == pytest.approx(exact, abs=1e-12)
+    assert found.sd < 1e-12
+    assert log_partition(machine(1), chains=2, temperatures=3) == log_partition(machine(1), chains=2, temperatures=3)
+    steep = RBM(torch.zeros(1, 40), torch.zeros(1), torch.full((40,), 20.5))  # where float32's log(1 + e^x) is x
+    exact = math.log(2) + 40 * (20.5 + math.log1p(math.exp(-20.5)))
+    assert log_partition(steep, chains=2, temperatures=1).estimate == pytest.approx(exact, abs=1e-11)
+    wild = log_partition(machine(1, scale=6), chains=2, temperatures=1)
+    assert wild.lower == -math.inf
+    assert math.isfinite(wild.upper)
+
+
+def test_the_likelihood_of_a_machine_is_that_of_enumeration() -> None:
+    visible = 6
+    x = (255 * states(visible)).to(torch.uint8).view(-1, 1, 1, visible)[torch.randperm(64, generator=generator())]
+    data = in_memory("bits", Spec((1, 1, visible)), (x[:40], None), (x, None))
+    rbm = machine(2, visible=visible)
+    system, metric = Machine(rbm), AnnealedLikelihood(chains=200, temperatures=300, batch=10)
+    require({"m": metric}, system, data)
+    before = torch.get_rng_state()
+    report = evaluate({"m": metric}, subject_of(data, system), "raw")
+    assert torch.get_rng_state().equal(before)
+    found = report.scores
+    assert tuple(found) == metric.scores(system, data)
+    assert report.protocol["likelihood"]["m"] == {
+        "bits": 1, "binarisation": "static", "dequantisation": "none", "exact": False
+    }  # fmt: skip
+    assert report.protocol["splits"] == {"train": 40, "test": 64}
+    v, h = x.view(-1, visible).double() / 255, states(8)
+    joint = v @ rbm.weight.double() @ h.T + (v @ rbm.visible_bias.double())[:, None] + h @ rbm.hidden_bias.double()
+    exact = enumerated(rbm) - float(torch.logsumexp(joint, 1).mean())
+    assert found["nll_nats_ais"] - exact == pytest.approx(found["log_z"] - enumerated(rbm), abs=1e-12)
+    assert found["nll_nats_ais"] == pytest.approx(exact, abs=4 * found["log_z_sd"])
+    assert evaluate({"m": metric}, subject_of(data, system), "raw").scores == found
+    assert evaluate({"m": metric}, subject_of(data, system, seed=1), "raw").scores != found
+
+
+def test_the_base_has_the_means_of_the_training_images(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    bases: list[Tensor | None] = []
+
+    def noted(rbm: RBM, *, base: Tensor | None = None, **settings: int) -> LogPartition:
+        bases.append(base)
+        return log_partition(rbm, base=base, **settings)
+
+    monkeypatch.setattr("gentrain.evaluation.annealing.log_partition", noted)
+    system = Machine(machine(0, 0.1, visible=64))
+    AnnealedLikelihood(chains=2, temperatures=2).measure(subject_of(data, system))
+    on = system.units(data.train.all().x).double()
+    assert bases[0] is not None
+    torch.testing.assert_close(bases[0].sigmoid(), (on.sum(0) + 1) / (len(on) + 2))
+
+
+def test_what_cannot_be_annealed_is_refused(data: DataSet) -> None:
+    metric = AnnealedLikelihood(chains=2, temperatures=2)
+    with pytest.raises(UserError, match=r"needs rbm, which Uniform cannot do"):
+        require({"m": metric}, Uniform(8), data)
+    with pytest.raises(UserError, match="no restricted Boltzmann machine"):
+        metric.measure(subject_of(data, Uniform(8)))
+    broken = machine(0, visible=64)
+    broken.weight[3, 3] = math.nan
+    with pytest.raises(UserError, match="diverged"):
+        metric.measure(subject_of(data, Machine(broken)))
+    with pytest.raises(ValueError, match=r"W \[V H\]"):
+        log_partition(RBM(torch.zeros(3, 2), torch.zeros(2), torch.zeros(3)))
+
+    class Grey(Machine):
+        def units(self, x: Tensor) -> Tensor:
+            return x.flatten(1) / 255
+
+    with pytest.raises(ValueError, match="0 and 1 are due"):
+        metric.measure(subject_of(data, Grey(machine(0, visible=64))))
+    for wrong in ({"chains": 1}, {"temperatures": 0}, {"limit": 1}):
+        with pytest.raises(UserError, match=rf"annealed\.{next(iter(wrong))}="):
+            AnnealedLikelihood(**wrong)
