@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
+from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
 from gentrain.config import build
@@ -16,6 +21,7 @@ from gentrain.data.sources import digits, ring
 from gentrain.errors import UserError
 from gentrain.evaluation.annealing import AnnealedLikelihood, LogPartition, log_partition
 from gentrain.evaluation.likelihood import LikelihoodBound
+from gentrain.evaluation.parzen import ParzenWindow, parzen
 from gentrain.evaluation.protocol import evaluate, require
 from gentrain.evaluation.subject import Subject
 from gentrain.types import RBM, LikelihoodOn, Spec
@@ -335,3 +341,105 @@ def test_what_cannot_be_annealed_is_refused(data: DataSet) -> None:
     for wrong in ({"chains": 1}, {"temperatures": 0}, {"limit": 1}):
         with pytest.raises(UserError, match=rf"annealed\.{next(iter(wrong))}="):
             AnnealedLikelihood(**wrong)
+
+
+# Parzen windows
+
+
+def windows(centres: NDArray[np.float64], x: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+    """[N] nats, by scikit-learn. In one leaf: cut into several, its tree is off by several nats in 64 dimensions."""
+    density = KernelDensity(bandwidth=sigma, leaf_size=len(centres)).fit(centres)
+    nats: NDArray[np.float64] = density.score_samples(x)
+    by_hand = -cdist(x, centres, "sqeuclidean") / (2 * sigma**2) - x.shape[1] * math.log(sigma * math.sqrt(math.tau))
+    assert nats == pytest.approx(logsumexp(by_hand, axis=1) - math.log(len(centres)), rel=1e-9)
+    return nats
+
+
+def points(n: int, dim: int, seed: int, spread: float = 1.0) -> Tensor:
+    return spread * torch.randn(n, dim, generator=generator(seed))
+
+
+def cloud(train: Tensor, test: Tensor) -> DataSet:
+    return in_memory("cloud", Spec((train.shape[1],)), (train, None), (test, None))
+
+
+@pytest.mark.parametrize("far", [0.0, 1e6])
+@pytest.mark.parametrize("block", [1, 50, 1 << 22])
+def test_windows_have_the_density_of_the_textbook_kernel_estimate(
+    far: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gentrain.evaluation.parzen.BLOCK", block)
+    centres, x = points(40, 5, 0).double() + far, points(13, 5, 1, 2.0).double() + far
+    sigmas = torch.tensor([0.02, 0.5, 3.0], dtype=torch.float64)
+    found = parzen(x, centres, sigmas)  # [S N]
+    for row, sigma in zip(found, sigmas.tolist(), strict=True):
+        assert row.numpy() == pytest.approx(windows(centres.numpy() - far, x.numpy() - far, sigma), rel=1e-7)
+    assert bool((found[0] < -800).any())  # where exp() itself is 0
+
+
+def test_a_window_is_a_density() -> None:
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]
+    centres = points(7, 1, 2).double()
+    mass = torch.trapezoid(parzen(grid, centres, torch.tensor([0.3, 1.0], dtype=torch.float64)).exp(), grid[:, 0])
+    assert mass.numpy() == pytest.approx([1.0, 1.0], rel=1e-9)
+
+
+def test_the_width_is_chosen_on_training_data_and_the_score_is_of_the_test_split() -> None:
+    train, test, drawn = points(300, 3, 0), points(200, 3, 1, 1.5), points(250, 3, 2)
+    data, metric = cloud(train, test), ParzenWindow(validation=60, steps=13)
+    require({"p": metric}, Painter(drawn), data, n=250)
+    subject = Subject(data, Painter(drawn), lambda n: drawn[:n], n=250)
+    report = evaluate({"p": metric}, subject, "raw")
+    assert tuple(report.scores) == metric.scores(None, data)
+    assert report.protocol["splits"] == {"train": 60, "test": 200}
+    widths = np.logspace(-2, 1, 13)
+    held = data.train.all(60).x.double().numpy()
+    by_width = [windows(drawn.double().numpy(), held, s).mean() for s in widths]
+    sigma = float(widths[int(np.argmax(by_width))])
+    assert report.scores["parzen_sigma"] == pytest.approx(sigma, rel=1e-12)
+    nats = windows(drawn.double().numpy(), test.double().numpy(), sigma)
+    assert report.scores["parzen_nats_unreliable"] == pytest.approx(nats.mean(), rel=1e-6)
+    assert report.scores["parzen_nats_unreliable_se"] == pytest.approx(nats.std(ddof=1) / math.sqrt(200), rel=1e-6)
+    few = ParzenWindow(limit=20, validation=60, steps=13)
+    assert evaluate({"p": few}, subject, "raw").protocol["splits"]["test"] == 20
+
+
+class Painter:
+    def __init__(self, drawn: Tensor) -> None:
+        self.drawn = drawn
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        return self.drawn[:n]
+
+
+def test_images_are_points_in_the_unit_cube(data: DataSet) -> None:
+    drawn = data.train.all().x[:300]
+    subject = Subject(data, None, lambda n: drawn[:n], n=300)
+    found = ParzenWindow(limit=50).measure(subject)
+    sigma = found["parzen_sigma"]
+    unit = [x.flatten(1).double().numpy() / 255 for x in (drawn, data.test.all(50).x)]
+    nats = windows(unit[0], unit[1], sigma)
+    assert found["parzen_nats_unreliable"] == pytest.approx(nats.mean(), rel=1e-6)
+    assert 0.05 < sigma < 0.5
+    noise = torch.randint(0, 256, drawn.shape, generator=generator()).to(torch.uint8)
+    worse = ParzenWindow(limit=50).measure(Subject(data, None, lambda n: noise[:n], n=300))
+    assert worse["parzen_nats_unreliable"] < found["parzen_nats_unreliable"] - 10
+
+
+def test_a_grid_that_ends_too_early_and_numbers_that_are_none_are_refused() -> None:
+    train = points(50, 2, 0, 100.0)
+    subject = Subject(cloud(train, train), None, lambda n: points(n, 2, 1, 100.0), n=30)
+    with pytest.raises(UserError, match=r"sigma_high=10\.0, is the best for data 'cloud' and.*raise metrics"):
+        ParzenWindow().measure(subject)
+    assert ParzenWindow(sigma_high=1000.0).measure(subject)["parzen_sigma"] > 10
+    for wrong in ({"sigma_low": 0.0}, {"sigma_high": 0.001}, {"sigma_high": math.inf}, {"sigma_low": math.nan}):
+        with pytest.raises(UserError, match=r"sigma_low=.*must be above 0"):
+            ParzenWindow(**wrong)  # type: ignore[arg-type]
+    for small in ({"validation": 0}, {"steps": 1}, {"limit": 1}):
+        with pytest.raises(UserError, match=rf"parzen\.{next(iter(small))}="):
+            ParzenWindow(**small)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="neither train nor test"):
+        ParzenWindow(split="val").check(cloud(train, train))
+    broken = cloud(train, train.clone().index_fill_(0, torch.tensor([3]), math.nan))
+    with pytest.raises(UserError, match="nan or inf"):
+        ParzenWindow(sigma_high=1000.0).measure(Subject(broken, None, lambda n: points(n, 2, 1, 100.0), n=30))
