@@ -178,6 +178,34 @@ class Likelihood(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class RBM:
+    """Parameters of a restricted Boltzmann machine of units that are 0 or 1: p(v, h) = exp(v W h + b v + c h) / Z.
+
+    ``weight``: W [V H]. ``visible_bias``: b [V]. ``hidden_bias``: c [H].
+    """
+
+    weight: Tensor
+    visible_bias: Tensor
+    hidden_bias: Tensor
+
+
+@runtime_checkable
+class Boltzmann(Protocol):
+    """A restricted Boltzmann machine, whose likelihood is known but for the constant Z."""
+
+    @property
+    def likelihood_on(self) -> LikelihoodOn:
+        """How images become ``units``."""
+        ...
+
+    def rbm(self) -> RBM: ...
+
+    def units(self, x: Tensor) -> Tensor:
+        """Visible units, 0 or 1, [B V] of any float type for x uint8 [B C H W]."""
+        ...
+
+
 @runtime_checkable
 class Encoder(Protocol):
     def encode(self, x: Tensor) -> Tensor:
@@ -195,6 +223,7 @@ class Decoder(Protocol):
 CAPABILITIES: dict[str, type[Any]] = {
     "sample": Sampler,
     "log_likelihood": Likelihood,
+    "rbm": Boltzmann,
     "encode": Encoder,
     "decode": Decoder,
 }
