@@ -351,12 +351,7 @@ def test_details_that_cannot_be_trusted_are_refused(data: DataSet) -> None:
     with pytest.raises(UserError, match=r"30 samples for 64 features: fd_corner_inf needs.*frechet\.points=0"):
         FrechetDetails(Corner(num=64), allow_few=True).check(data, 30)
     metric.check(data, 10)
-    more = len(data.train) + 1
-    with pytest.raises(UserError, match=rf"fd_corner_floor.*split=train.*{more}, and there are.*floor=false"):
-        metric.check(data, more)
-    FrechetDetails(Corner(), floor=False).check(data, more)
-    with pytest.raises(UserError, match=rf"{more}, and there are 50:"):
-        FrechetDetails(Corner(), reference=50).check(data, more)
+    metric.check(data, len(data.train) + 1)  # the floor is then of all training images
     with pytest.raises(UserError, match="9 images of data 'digits' split=test for 9"):
         FrechetDetails(Corner(), reference=9).check(data, 100)
     few_train = replace(data, train=Split(TensorRows(data.train.all(9).x)))

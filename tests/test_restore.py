@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Run, words
+from PIL import Image
 
 from gentrain.engine.restore import device_called, load_system
+from gentrain.engine.sampling import draw
 from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.folder import RunFolder
+from gentrain.types import to_bytes
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
@@ -99,6 +103,23 @@ def test_a_shorter_draw_leaves_no_file_of_a_longer_one(run: Run, workplace: Path
     assert {p.name for p in (workplace / "drawn").iterdir()} == {*drawn, *mine, "grid.png", "000007"}
     assert run("sample", "run=outputs/run", "n=3", "files=false", "out=drawn").code == 0
     assert {p.name for p in (workplace / "drawn").iterdir()} == {*mine, "grid.png", "000007"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_of_samples_are_the_samples_and_score_as_they_do(channels: int, run: Run, workplace: Path) -> None:
+    wide = (f"data.channels={channels}", *(["metrics=none"] if channels == 3 else []))
+    assert run(*words("model=dcgan", "name=run", "train.iterations=2", *wide)).code == 0
+    assert run("sample", "run=outputs/run", "n=128", "out=drawn", "device=cpu").code == 0
+    system = load_system(RunFolder.open(workplace / "outputs" / "run"))
+    images = to_bytes(draw(system, 128, seed=0))
+    for i in (0, 5, 127):
+        with Image.open(workplace / "drawn" / f"{i:06d}.png") as picture:
+            pixels = np.asarray(picture)
+        assert np.array_equal(pixels if channels == 3 else pixels[..., None], images[i].permute(1, 2, 0).numpy())
+    if channels == 1:
+        own = json.loads(run("evaluate", "run=outputs/run", "samples=128", "device=cpu", "--json").out)
+        given = json.loads(run("evaluate", "samples=drawn", "data=digits", "size=tiny", "device=cpu", "--json").out)
+        assert own["scores"] == given["scores"]
 
 
 def test_a_config_of_other_networks_is_one_line(run: Run, workplace: Path) -> None:

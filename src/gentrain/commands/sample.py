@@ -58,6 +58,6 @@ def run(arguments: Sequence[str]) -> int:
     pictures.grid(images, out / "grid.png")
     if yes(given["files"], "files"):
         for i, image in enumerate(images):
-            pictures.grid(image[None], out / f"{i:06d}.png", scale=1)
+            pictures.single(image, out / f"{i:06d}.png")
     print(f"{n} images: {out}\ngrid: {out / 'grid.png'}")
     return OK

@@ -65,6 +65,13 @@ def grid(
     return save_png(sheet(tiles, columns, captions), path, metadata)
 
 
+def single(x: Tensor | Bytes, path: Path) -> Path:
+    """Write one image ``x`` (uint8 [C H W], C is 1 or 3) as it is, pixel for pixel, for other tools to read."""
+    array = as_images(x[None])[0]  # [H W 3]
+    grey = x.shape[0] == 1
+    return save_png(Image.fromarray(np.ascontiguousarray(array[..., 0] if grey else array)), path, None)
+
+
 def side_by_side(
     panels: Sequence[tuple[str, Tensor | Bytes]],
     path: Path,
