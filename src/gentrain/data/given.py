@@ -56,8 +56,8 @@ def pictures(
 
     A folder: image files but for ``grid.png``; sub-folders are classes. A file: ``.npy``, or ``.npz`` with one of
     ``NAMES``, of shape [N H W C], [N C H W] or, for grey, [N H W]; uint8, or another type whose range ``values`` (a key
-    of ``RANGES``) says. ``resize``: none, crop or stretch (``gentrain.data.decode``). ``limit``: so many of them, spread
-    over them all.
+    of ``RANGES``) says. ``resize``: none, crop or stretch (``gentrain.data.decode``). ``limit``: so many of them,
+    spread over them all.
     Raises UserError for whatever does not fit.
     """
     if values is not None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from gentrain.errors import UserError
 from gentrain.evaluation.likelihood import nats_of
 from gentrain.evaluation.randomness import isolated_rng
-from gentrain.evaluation.subject import BLOCK, Subject, split_of
+from gentrain.evaluation.reference import BLOCK
+from gentrain.evaluation.subject import Subject, split_of
 from gentrain.types import RBM, Boltzmann
 
 if TYPE_CHECKING:
