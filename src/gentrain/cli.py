@@ -21,6 +21,8 @@ WORDS = {
     "evaluate": "score a run again with its stored protocol",
     "list": "models, data, losses, networks, metrics, experiments",
     "check": "compose and validate a config, train nothing",
+    "weights": "weight files of the metrics: where they are, or where to put them",
+    "extractor": "train a small classifier to score one data set with",
 }
 
 HELP = """\
@@ -40,6 +42,8 @@ examples
   gentrain sample run=outputs/wgan_gp-digits/... n=64
   gentrain list models                               what there is; --json for machines
   gentrain check model=vae loss=hinge                what is wrong, before anything runs
+  gentrain extractor data=folder data.root=~/pictures
+                                                     then data=folder ... metrics=domain needs no download
 
 groups: choose with group=name, see them with `gentrain list`
   model data loss model/net size trainer metrics logger turns callbacks experiment debug
