@@ -132,7 +132,7 @@ def fetch(file: WeightFile, explicit: str | None = None) -> Found:
     if path is None and os.environ.get(VARIABLE):
         raise UserError(_missing(file, f"${VARIABLE}={os.environ[VARIABLE]} does not hold it", store()))
     path = path or _download(file, store() / file.name)
-    return Found(path, verify(file, path))
+    return Found(path, verify(file, path))  # once more after a download, for nothing: what was read is remembered
 
 
 def locate(file: WeightFile, explicit: str | None = None) -> Path | None:
@@ -169,7 +169,7 @@ def verify(file: WeightFile, path: Path) -> str:
     except OSError as error:
         raise UserError(f"metrics: {shown(path)} cannot be read ({reason(error)})") from error
     found = _digest(path, state.st_size, state.st_mtime_ns)
-    if not found.startswith(file.sha256 or ""):
+    if not found.startswith(file.sha256 or "") or file.size not in (None, state.st_size):
         raise UserError(
             f"metrics: {shown(path)} has SHA-256 {found[:12]}... ({state.st_size:,} bytes{page_hint(path)}), the "
             f"published {file.described} it is not: delete it and fetch {file.url}; {_stand_in(file)}"
@@ -237,7 +237,11 @@ def _download(file: WeightFile, target: Path) -> Path:
         with locked(target.with_name(f".{target.name}.lock")):  # the ranks of one job must not all download
             fetcher = pooch.HTTPDownloader(progressbar=bar, timeout=20)
             pooch.retrieve(file.url, whole and f"sha256:{whole}", target.name, target.parent, downloader=fetcher)
+            verify(file, target)
         return target
+    except UserError:  # where no whole hash is published, pooch kept whatever came
+        target.unlink(missing_ok=True)
+        raise
     except ValueError:
         why = "not the published SHA-256"
     except OSError as error:  # those of requests too, whose texts run over many lines
