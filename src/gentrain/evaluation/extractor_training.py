@@ -169,7 +169,7 @@ def train(data: DataSet, recipe: Recipe, seed: int, say: Callable[[str], None]) 
             schedule.step()
             correct += int((logits.argmax(1) == y).sum())
         if not loss.isfinite():
-            raise UserError(f"extractor: the loss is {float(loss)} after epoch {epoch + 1}: give a lower lr=")
+            raise UserError(f"extractor: the loss is {loss.item()} after epoch {epoch + 1}: give a lower lr=")
         say(f"epoch {epoch + 1}/{recipe.epochs}  train {correct / (per_epoch * batch):.4f}")
     return net
 
