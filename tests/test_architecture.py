@@ -19,7 +19,9 @@ from gentrain.config import conf_dir, options
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gentrain"
 FILES = sorted(SOURCE.rglob("*.py"))
-GROUPS = sorted({str(file.parent.relative_to(conf_dir())) for file in conf_dir().glob("*/**/*.yaml")})
+GROUPS = sorted(
+    {str(file.parent.relative_to(conf_dir())) for file in conf_dir().glob("*/**/*.yaml")} - {"metrics/base"}
+)
 
 
 def imports(file: Path) -> set[str]:

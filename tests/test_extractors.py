@@ -1,12 +1,19 @@
-"""The two extractors that ship, the guard at their door, and what happens without the Inception weights."""
+"""The extractors that ship or are trained, the guard at their door, and what happens without the Inception weights."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import re
 import shutil
 from pathlib import Path
 
+import pooch
 import pytest
 import torch
+from conftest import Run
+from PIL import Image
 from torch import Tensor, nn
 
 from gentrain.data.dataset import DataSet, in_memory
@@ -14,9 +21,10 @@ from gentrain.data.sources import digits, fashion_mnist
 from gentrain.errors import UserError
 from gentrain.evaluation.classes import ClassesShown
 from gentrain.evaluation.domain import SHIPPED, Domain, load_extractor, read_card
+from gentrain.evaluation.extractor_training import Recipe, augment, make, recipe_for
 from gentrain.evaluation.extractors import Features, sha256_of
 from gentrain.evaluation.frechet import frechet_distance
-from gentrain.evaluation.inception import FILE, Inception
+from gentrain.evaluation.inception import INCEPTION, Inception
 from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.types import Spec
@@ -160,6 +168,158 @@ def test_real_digits_score_near_the_floor_and_damage_is_seen(data: DataSet) -> N
     assert dropped["label_entropy_nats"] < 1.4
 
 
+# Training one
+
+QUICK = Recipe((4, 8), features=8, epochs=2, batch=32, shift=1)
+
+
+def few(data: DataSet, name: str = "digits", count: int = 160) -> DataSet:
+    train, test = data.train.all(count), data.test.all(80)
+    return in_memory(name, data.spec, (train.x, train.y), (test.x, test.y))
+
+
+def silent(_line: str) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "extractors"
+
+
+def test_the_command_trains_what_metrics_then_find(run: Run, workplace: Path) -> None:
+    other = ("data=digits", "data.size=16")
+    done = run("extractor", *other, "epochs=2", "widths=8,8,12", "batch=64", "seed=3", "out=made")
+    assert done.code == 0, done.err
+    weights = workplace / "made" / "digits-1x16x16.safetensors"
+    card = read_card(Path("made") / weights.name)
+    assert (card.data, card.shape, card.widths, card.features) == ("digits", (1, 16, 16), (8, 8, 12), 12)
+    assert card.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert card.script == "gentrain extractor"
+    assert card.command == (
+        "gentrain extractor data=digits data.size=16 epochs=2 widths=8,8,12 batch=64 seed=3 out=made"
+    )
+    data = digits(size=16)
+    assert card.fingerprint == data.fingerprint
+    images = data.test.all()
+    logits = load_extractor(weights)(images.x).logits
+    assert logits is not None
+    assert images.y is not None
+    assert card.accuracy == pytest.approx(float((logits.argmax(1) == images.y).double().mean()), abs=1e-9)
+    assert 0.2 < card.accuracy < 1
+    assert [row["n"] for row in card.floor] == [128, 1000, 1438]
+    assert all(0 < row["fd_domain"] < 100 for row in card.floor)
+    assert f"{card.accuracy:.4f} on 359 test images" in done.out
+    asked = (*other, "model=vae", "size=tiny", "metrics=domain")
+    assert run("check", *asked).code == 2
+    named = f"metrics.scores.distances.extractor.weights={Path('made') / weights.name}"
+    assert named in done.out
+    assert run("check", *asked, named).code == 0
+    shutil.copytree("made", "cache/extractors")
+    assert run("check", *asked).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["epochs=1"], r"data= is missing"),
+        (["data=digits", "epocs=1"], r"epocs=1 is not one of its keys \(did you mean epochs"),
+        (["data=digits", "model=vae"], r"model=vae is not one of its keys"),
+        (["data=digits", "data.sise=8"], r"data\.sise: there is no such key"),
+        (["data=digits", "epochs=0"], r"epochs=0: at least 1"),
+        (["data=digits", "epochs=many"], r"epochs=many: a whole number"),
+        (["data=digits", "lr=-1"], r"lr=-1"),
+        (["data=digits", "lr=fast"], r"lr=fast: a number"),
+        (["data=digits", "dropout=nan"], r"dropout=nan"),
+        (["data=digits", "widths=8,,8"], r"widths=: a whole number"),
+        (["data=digits", "widths=1,1,1,1,1"], r"5 stages are too many for images 1x8x8"),
+        (["data=ring"], r"'ring' are vectors"),
+        (
+            ["data=folder", "data.root=plain", "data.size=8"],
+            r"folder:plain' have no two classes of labels.*mobilenetv2",
+        ),
+        (["-m", "data=digits,mnist"], r"one data set at a time"),
+        (["data=digits", "epochs=1", "out=file"], r"out=file cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(words: list[str], said: str, run: Run, workplace: Path) -> None:
+    (workplace / "plain").mkdir()
+    (workplace / "file").touch()
+    for number in range(40):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(workplace / "plain" / f"{number}.png")
+    answer = run("extractor", *words)
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+    assert re.search(said, answer.err), answer.err
+    assert not list(workplace.rglob("*.safetensors"))
+
+
+def test_training_is_a_function_of_data_recipe_and_seed(data: DataSet, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    hashes = [
+        sha256_of(make(few(data), dataclasses.replace(QUICK, lr=lr), seed, tmp_path / str(place), "", silent))
+        for place, (seed, lr) in enumerate([(0, 4e-3), (0, 4e-3), (1, 4e-3), (0, 5e-3)])
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    assert torch.random.get_rng_state().equal(before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == [
+        "digits-1x8x8.json", "digits-1x8x8.safetensors",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"digits-1x8x8\.safetensors is there already"):
+        make(few(data), QUICK, 0, tmp_path / "0", "", silent)
+
+
+def test_a_loss_that_is_no_number_is_said_and_nothing_is_written(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss is nan.*lower lr="):
+        make(few(data), dataclasses.replace(QUICK, lr=1e30, weight_decay=0.0), 0, tmp_path / "out", "", silent)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_only_an_extractor_of_the_very_same_data_is_found_by_itself(data: DataSet, cache: Path) -> None:
+    pictures, others = few(data, "folder:pictures"), few(data, "folder:pictures", 150)
+    weights = make(pictures, QUICK, 0, cache, "", silent)
+    assert Domain().path(pictures) == weights
+    assert Domain().load(pictures).name == "folder-pictures-1x8x8"
+    with pytest.raises(UserError, match=r"'folder:pictures'.*1x8x8\.safetensors is of other files or another shape"):
+        Domain().check(others)
+    assert Domain(str(weights)).load(others).sha256 == sha256_of(weights)
+    make(few(data), QUICK, 0, cache, "", silent)
+    assert Domain().path(data).parent == SHIPPED  # a score that was made with it stays what it is
+
+
+def test_recipes_suit_the_data_and_are_those_of_the_shipped(data: DataSet) -> None:
+    card = read_card(SHIPPED / "digits.safetensors")
+    recipe = recipe_for(data)
+    assert (recipe.widths, recipe.features) == (card.widths, card.features)
+    assert (recipe.epochs, recipe.batch, recipe.shift, recipe.flip) == (60, 32, 1, False)
+    x = torch.zeros(12000, 1, 28, 28, dtype=torch.uint8)
+    y = torch.arange(12000) % 10
+    large = in_memory("large", Spec((1, 28, 28), tuple("abcdefghij")), (x, y), (x[:10], y[:10]))
+    shipped = read_card(SHIPPED / "fashion_mnist.safetensors")
+    recipe = recipe_for(large)
+    assert (recipe.widths, recipe.features) == (shipped.widths, shipped.features)
+    assert (recipe.epochs, recipe.batch, recipe.shift) == (24, 128, 2)
+
+
+def test_augmented_images_are_shifted_and_mirrored_whole() -> None:
+    x = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).expand(400, 1, 3, 3)
+    padded = nn.functional.pad(x[0, 0], (1, 1, 1, 1))
+    crops = {tuple(padded[i : i + 3, j : j + 3].flatten().tolist()) for i in range(3) for j in range(3)}
+    mirrored = {tuple(torch.tensor(crop).view(3, 3).flip(1).flatten().tolist()) for crop in crops}
+    for flip, expected in ((False, crops), (True, crops | mirrored)):
+        found = augment(x, dataclasses.replace(QUICK, flip=flip), generator())
+        assert {tuple(image.flatten().tolist()) for image in found} == expected
+
+
+def test_a_shipped_cards_record_stays_readable() -> None:
+    raw = json.loads((SHIPPED / "digits.json").read_text(encoding="utf-8"))
+    assert raw["script"] == "scripts/train_extractor.py"
+    assert load_extractor(SHIPPED / "digits.safetensors").resize == "none"
+
+
 # Inception
 
 
@@ -169,31 +329,33 @@ def test_missing_inception_weights_are_one_line(data: DataSet, tmp_path: Path, m
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", offline)
+    for variable in ("GENTRAIN_CACHE", "TORCH_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
     monkeypatch.delenv("GENTRAIN_WEIGHTS", raising=False)
     with pytest.raises(UserError) as caught:
         Inception().check(data)
-    for said in (FILE, "96 MB", str(tmp_path), "$GENTRAIN_WEIGHTS", "metrics=domain"):
+    for said in (INCEPTION.name, "96 MB", str(tmp_path), "$GENTRAIN_WEIGHTS", "metrics=domain"):
         assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("GENTRAIN_WEIGHTS", str(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match="elsewhere"):
         Inception().check(data)
-    (tmp_path / FILE).write_bytes(b"not the weights")
+    (tmp_path / INCEPTION.name).write_bytes(b"not the weights")
     monkeypatch.setenv("GENTRAIN_WEIGHTS", str(tmp_path))
-    Inception().check(data)
-    with pytest.raises(UserError, match="SHA-256"):
-        Inception().load(data)
+    for start in (Inception().check, Inception().load):  # at start-up, and again when it is opened
+        with pytest.raises(UserError, match="SHA-256"):
+            start(data)
 
 
 def test_inception_repeats_grey_and_gives_2048_features(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch_fidelity")
-    path = tmp_path / FILE
+    path = tmp_path / INCEPTION.also[0]
     torch.save({}, path)
-    monkeypatch.setattr("gentrain.evaluation.inception.SHA256", sha256_of(path))
+    known = dataclasses.replace(INCEPTION, sha256=sha256_of(path), size=path.stat().st_size)
+    monkeypatch.setattr("gentrain.evaluation.inception.INCEPTION", known)
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state: None)  # random weights do for shapes
     extractor = Inception(str(tmp_path)).load(data)
     grey = data.test.all(2).x
@@ -202,3 +364,4 @@ def test_inception_repeats_grey_and_gives_2048_features(
     assert (found.features.shape, found.logits.shape) == ((2, 2048), (2, 1008))
     assert extractor(grey.expand(-1, 3, -1, -1)).features.equal(found.features)
     assert not extractor(grey.flip(0)).features.equal(found.features)
+    assert extractor.resize.startswith("bilinear to 299")

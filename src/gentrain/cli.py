@@ -22,6 +22,8 @@ WORDS = {
     "table": "finished runs side by side, mean and spread over seeds",
     "list": "models, data, losses, networks, metrics, experiments",
     "check": "compose and validate a config, train nothing",
+    "weights": "weight files of the metrics: where they are, or where to put them",
+    "extractor": "train a small classifier to score one data set with",
 }
 
 HELP = """\
@@ -43,6 +45,8 @@ examples
   gentrain table outputs --data fashion_mnist        a GAN beside a VAE: scores, bits/dim, cost
   gentrain list models                               what there is; --json for machines
   gentrain check model=vae loss=hinge                what is wrong, before anything runs
+  gentrain extractor data=folder data.root=~/pictures
+                                                     then data=folder ... metrics=domain needs no download
 
 groups: choose with group=name, see them with `gentrain list`
   model data loss model/net size trainer metrics logger turns callbacks experiment debug

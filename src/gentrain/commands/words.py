@@ -23,14 +23,14 @@ class Words:
     sweep: str | None = None
     """For a job of a sweep: the command of the whole."""
 
-    def command(self) -> str:
-        """The command line again, to be pasted; secrets are masked."""
+    def command(self, word: str = "") -> str:
+        """The command line again, to be pasted; secrets are masked. ``word``: of another command than train."""
         flags = ["-m"] if self.multirun else []
         for place in self.config_dirs:
             flags += ["-cd", str(place)]
         if self.config_name != Words.config_name:
             flags += ["-cn", self.config_name]
-        return shlex.join(["gentrain", *flags, *mask_words(self.overrides)])
+        return shlex.join(["gentrain", *([word] if word else []), *flags, *mask_words(self.overrides)])
 
 
 def read(arguments: Sequence[str]) -> Words:

@@ -8,7 +8,6 @@ next start sweeps away.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from gentrain.data import pool
 from gentrain.data.dataset import FileRows, MemmapRows, Rows, TensorRows
 from gentrain.data.decode import Recipe
 from gentrain.data.files import BadFileError, Files, flushed, locked, reason, shown
-from gentrain.disk import sync_folder
+from gentrain.disk import cache_folder, sync_folder
 from gentrain.errors import UserError
 
 
@@ -43,10 +42,8 @@ class Storage:
 
     @property
     def folder(self) -> Path:
-        """``cache_dir``, else $GENTRAIN_CACHE, else $XDG_CACHE_HOME/gentrain, else ~/.cache/gentrain."""
-        if self.cache_dir or os.environ.get("GENTRAIN_CACHE"):
-            return Path(self.cache_dir or os.environ["GENTRAIN_CACHE"]).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gentrain"
+        """``cache_dir``, else gentrain's own: $GENTRAIN_CACHE, $XDG_CACHE_HOME/gentrain or ~/.cache/gentrain."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else cache_folder()
 
 
 def splits(parts: Sequence[tuple[str, Files]], recipe: Recipe, storage: Storage) -> list[tuple[Rows, str]]:

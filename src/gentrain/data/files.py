@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,6 @@ from gentrain.errors import UserError
 
 CONTENT_LIMIT = 64 << 20
 """Bytes up to which a folder's fingerprint reads the files; above it, names, sizes and times must do."""
-
 
 BYTES_LIMIT = 1 << 30
 """No file that is read whole may be larger: beyond what any picture of allowed size takes, and below what machines
@@ -232,7 +232,7 @@ def download(urls: Sequence[str], target: Path, md5: str) -> None:
         with locked(lock):  # the ranks of one job must not all download
             for url in urls:
                 try:
-                    fetch = pooch.HTTPDownloader(progressbar=_Bar(target.name), hooks={"response": _stay})
+                    fetch = pooch.HTTPDownloader(progressbar=Bar(target.name), hooks={"response": _stay})
                     pooch.retrieve(url, f"md5:{md5}", target.name, target.parent, downloader=fetch)
                     return
                 except _RefusedError as error:
@@ -264,10 +264,10 @@ def _stay(response: Any, **_settings: Any) -> None:
         raise _RefusedError(f"it sends us on to {there.scheme}://{there.hostname}, which is not what was published")
 
 
-class _Bar:
-    """Rich's progress bar behind the interface that pooch expects (that of tqdm)."""
+class Bar:
+    """Rich's progress bar behind pooch's interface (tqdm's). Ends what brings ``limit`` bytes or takes ``seconds``."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, limit: int = BYTES_LIMIT, seconds: float = float("inf")) -> None:
         from rich.console import Console
         from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -275,14 +275,16 @@ class _Bar:
         console = Console(stderr=True)
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=None)
-        self.total = 0
-        self.received = 0
+        self.limit, self.until = limit, time.monotonic() + seconds
+        self.total = self.received = 0
         self.started = False
 
     def update(self, amount: int) -> None:
         self.received += amount
-        if self.received > BYTES_LIMIT:  # an answer without end would fill the disk
-            raise _RefusedError(f"more than {BYTES_LIMIT / 1e6:,.0f} MB came")
+        if self.received > self.limit:  # an answer without end would fill the disk
+            raise _RefusedError(f"more than {self.limit / 1e6:,.0f} MB came")
+        if time.monotonic() > self.until:
+            raise _RefusedError(f"too slow: {self.received / 1e6:,.0f} MB came in all the time it was given")
         if not self.started:
             self.progress.start()
             self.progress.update(self.task, total=self.total or None)

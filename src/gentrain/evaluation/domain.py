@@ -1,11 +1,12 @@
-"""Extractors trained on the data's own domain: small classifiers that ship with the package and need no download.
+"""Extractors trained on the data's own domain: small classifiers that need no download.
 
 Scores made with them carry ``_domain`` in their names. They order models of one data set as FID does, they are not
 comparable with a published FID, and they are not comparable between data sets.
 
 An extractor is two files: ``NAME.safetensors`` (float32 weights) and ``NAME.json`` (its card: the network's numbers,
 what it was trained on and how, its accuracy, the SHA-256 of the weights, and the scores of real images, which are the
-floor that no model can be expected to fall below). ``scripts/train_extractor.py`` makes both.
+floor that no model can be expected to fall below). Two ship with the package; ``gentrain extractor`` makes others, and
+one in the cache's folder ``extractors`` is found by itself where it was trained on the very same data.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gentrain.disk import cache_folder
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import Extractor, FrozenExtractor, Keys, sha256_of
 from gentrain.types import PathText
@@ -103,8 +105,9 @@ class Card:
 class Domain:
     """Source of domain extractors (config target).
 
-    ``weights``: a ``.safetensors`` file with its card beside it; None takes the shipped extractor whose card names the
-    data set.
+    ``weights``: a ``.safetensors`` file with its card beside it. None takes the shipped extractor whose card has the
+    name and the shape of the data, or else one in the cache whose card has name, shape and fingerprint: a name alone
+    would let two folders called ``pictures`` be scored by one network.
     """
 
     weights: PathText | None = None
@@ -113,36 +116,54 @@ class Domain:
 
     def check(self, data: DataSet) -> None:
         """Raises UserError if no extractor serves these data, or if their shape is not the one it was trained on."""
-        card = read_card(self._path(data))
+        card = read_card(self.path(data))
         if tuple(data.spec.shape) != card.shape:
             raise UserError(
-                f"metrics: extractor {card.name!r} takes images {_times(card.shape)}, data {data.name!r} are "
-                f"{_times(data.spec.shape)}: use data.size={card.shape[-1]} data.channels={card.shape[0]}, "
+                f"metrics: extractor {card.name!r} takes images {times(card.shape)}, data {data.name!r} are "
+                f"{times(data.spec.shape)}: use data.size={card.shape[-1]} data.channels={card.shape[0]}, "
                 "or metrics=inception"
             )
 
     def num_features(self, data: DataSet) -> int:
-        return read_card(self._path(data)).features
+        return read_card(self.path(data)).features
 
     def classes(self, data: DataSet) -> tuple[str, ...]:
         """Names of the classes that the logits stand for."""
-        return read_card(self._path(data)).classes
+        return read_card(self.path(data)).classes
 
     def load(self, data: DataSet, device: torch.device | str = "cpu") -> Extractor:
         self.check(data)
-        return load_extractor(self._path(data), device)
+        return load_extractor(self.path(data), device)
 
-    def _path(self, data: DataSet) -> Path:
+    def path(self, data: DataSet) -> Path:
+        """The weights file for these data; UserError if there is none."""
         if self.weights is not None:
             return Path(self.weights).expanduser()
         shipped = {read_card(path).data: path for path in sorted(SHIPPED.glob("*.safetensors"))}
-        if data.name not in shipped:
-            raise UserError(
-                f"metrics: no domain extractor ships for data {data.name!r} (there are: {', '.join(shipped)}): "
-                "use metrics=inception, or train one with scripts/train_extractor.py and give its file as "
-                "metrics.scores.distances.extractor.weights, or metrics=none"
-            )
-        return shipped[data.name]
+        own = shipped.get(data.name)
+        if own is not None and read_card(own).shape == data.spec.shape:
+            return own
+        named = [(path, card) for path, card in _made() if card.data == data.name]
+        fits = [path for path, card in named if card.shape == data.spec.shape and card.fingerprint == data.fingerprint]
+        if fits:
+            return fits[0]
+        if own is not None:
+            return own  # of another shape: check() says so
+        near = f"; {named[0][0]} is of other files or another shape" if named else ""
+        raise UserError(
+            f"metrics: no domain extractor ships for data {data.name!r} (there are: {', '.join(shipped)}{near}): "
+            "use metrics=inception, or train one with `gentrain extractor data=...` and give its file as "
+            "metrics.scores.distances.extractor.weights, or metrics=none"
+        )
+
+
+def store() -> Path:
+    """The folder of gentrain's cache where extractors are found by themselves."""
+    return cache_folder() / "extractors"
+
+
+def _made() -> list[tuple[Path, Card]]:
+    return [(path, read_card(path)) for path in sorted(store().glob("*.safetensors"))]
 
 
 def read_card(weights: Path) -> Card:
@@ -194,5 +215,6 @@ def write_extractor(net: DomainNet, card: Card, folder: Path) -> Path:
     return weights
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def times(shape: tuple[int, ...]) -> str:
+    """``3x32x32``."""
     return "x".join(map(str, shape))

@@ -67,6 +67,11 @@ class Extractor(Protocol):
     """Of the weights file."""
     num_features: int
     classes: tuple[str, ...]
+    """Of the logits; empty where there are none."""
+    resize: str
+    """What is done to an image that is not of the network's size, in words; ``none`` if nothing."""
+    bits: int
+    """Of the pixels that are scored."""
 
     def __call__(self, x: Tensor) -> Features:
         """Features of x, uint8 [B C H W] in 0..255. Raises TypeError for another dtype, ValueError for a shape."""
@@ -90,12 +95,15 @@ class ExtractorSource(Protocol):
 
 
 class FrozenExtractor:
-    """An Extractor around a network that maps uint8 [B C H W] to (features [B D], logits [B K]).
+    """An Extractor around a network that maps uint8 [B C H W] to (features [B D], logits [B K] or None).
 
     Evaluation mode, no gradients, float32 without autocast or TF32, whatever the caller has switched on. Images go
     through in blocks of ``block``, so that a large set fits into memory. ``channels`` are those the network wants:
-    a single grey channel is repeated where it wants three.
+    a single grey channel is repeated where it wants three. ``resize``: what the network does to sizes that are not
+    its own, for the record.
     """
+
+    bits = 8
 
     def __init__(
         self,
@@ -106,25 +114,27 @@ class FrozenExtractor:
         num_features: int,
         classes: tuple[str, ...],
         shape: tuple[int | None, int | None, int | None],
+        resize: str = "none",
         block: int = 256,
         device: torch.device | str = "cpu",
     ) -> None:
         self.name, self.sha256, self.num_features, self.classes = name, sha256, num_features, classes
+        self.resize = resize
         self._shape, self._block = shape, block
         self._device = torch.device(device)
         self._net = net.to(self._device, torch.float32).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Features:
-        """x: uint8 [B C H W] on any device. Returns float32 features [B D] and logits [B K] on the CPU."""
+        """x: uint8 [B C H W] on any device. Returns float32 features [B D] and logits [B K], if any, on the CPU."""
         self._guard(x)
         features, logits = [], []
         with full_precision(self._device):
             for part in torch.split(x, self._block):
                 f, k = self._net(part.to(self._device))
                 features.append(f.float().cpu())
-                logits.append(k.float().cpu())
-        return Features(torch.cat(features), torch.cat(logits))  # [B D], [B K]
+                logits += [] if k is None else [k.float().cpu()]
+        return Features(torch.cat(features), torch.cat(logits) if logits else None)  # [B D], [B K]
 
     def _guard(self, x: Tensor) -> None:
         if x.dtype != torch.uint8:
