@@ -132,3 +132,25 @@ def test_sliced_wasserstein_is_the_shift_along_the_directions() -> None:
     data = ring(train_size=1000, test_size=1000)
     near, far = (SlicedWasserstein().measure(of_points(data, data.train.all().x + s))["swd"] for s in (0.0, 1.0))
     assert near < 0.2 < 0.6 < far  # 1000 draws are never evenly spread over the modes: real against real is at 0.14
+
+
+def test_torch_fidelity_agrees_on_the_same_features() -> None:
+    """Its own functions as an oracle: FID, KID of whole sets, the Inception score of one part."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    mixing = torch.randn(24, 24, generator=generator(1))
+    x = (torch.randn(300, 24, generator=generator(2)) @ mixing).relu()
+    y = (torch.randn(260, 24, generator=generator(3)) @ mixing + 0.3).relu()
+    statistics = [fid_features_to_statistics(z.double()) for z in (x, y)]
+    theirs = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    assert frechet_distance(x, y) == pytest.approx(theirs, rel=1e-4)
+    settings = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
+    whole = {"kid_kernel_poly_coef0": 1, "kid_subsets": 1, "kid_subset_size": 260, "rng_seed": 0, "verbose": False}
+    first = x[:260].double()
+    theirs = kid_features_to_metric(first, y.double(), **settings, **whole)["kernel_inception_distance_mean"]
+    assert kernel_distance(first, y, subsets=1, subset_size=260, seed=0)[0] == pytest.approx(theirs, rel=1e-4)
+    logits = 4 * torch.randn(300, 7, generator=generator(4))
+    theirs = isc_features_to_metric(logits, splits=1)["inception_score_mean"]
+    assert inception_score(logits, splits=1, seed=0)[0] == pytest.approx(theirs, rel=1e-4)
