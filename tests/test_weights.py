@@ -134,7 +134,7 @@ def test_other_bytes_are_refused_before_they_are_opened(tmp_path: Path) -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = put(tmp_path)
     fetch(FILE, str(path))
-    path.write_bytes(CONTENT + b"!")
+    path.write_bytes(CONTENT.upper())
     with pytest.raises(UserError, match="SHA-256"):
         fetch(FILE, str(path))
 

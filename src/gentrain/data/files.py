@@ -267,7 +267,7 @@ def _stay(response: Any, **_settings: Any) -> None:
 class Bar:
     """Rich's progress bar behind pooch's interface (tqdm's). Ends what brings ``limit`` bytes or takes ``seconds``."""
 
-    def __init__(self, title: str, limit: int = BYTES_LIMIT, seconds: float = float("inf")) -> None:
+    def __init__(self, title: str, limit: int | None = None, seconds: float = float("inf")) -> None:
         from rich.console import Console
         from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -275,7 +275,7 @@ class Bar:
         console = Console(stderr=True)
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=None)
-        self.limit, self.until = limit, time.monotonic() + seconds
+        self.limit, self.until = limit or BYTES_LIMIT, time.monotonic() + seconds
         self.total = self.received = 0
         self.started = False
 
