@@ -1,96 +1,124 @@
-"""``gentrain evaluate run=DIR``: score a trained run again with its stored protocol, or under other metrics.
-``gentrain evaluate samples=PLACE data=NAME``: score pictures that any tool has made."""
+"""``gentrain evaluate run=DIR``: score a trained run again, under its stored protocol or under other metrics.
+
+``gentrain evaluate samples=FOLDER data=NAME`` or ``samples=FOLDER reference=FOLDER2``: score pictures made elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gentrain.commands.words import options, place, whole_number, yes
-from gentrain.config import Node
-from gentrain.errors import OK, UserError
+from gentrain.commands.words import Words, options, place, whole_number, yes
+from gentrain.config import Node, nearest
+from gentrain.errors import OK, UserError, one_line
 from gentrain.folder import RunFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gentrain.data.dataset import DataSet
+    from gentrain.evaluation.metric import Metric
 
 KEYS = {
-    "run": None, "checkpoint": "last", "weights": "ema", "samples": "", "device": "auto", "trust": "false", "out": "",
-}  # fmt: skip
-OF_PICTURES = {
-    "samples": None, "reference": "", "range": "", "resize": "none", "n": "", "seed": "0", "device": "auto", "out": "",
-}  # fmt: skip
-"""Their defaults; other words choose data and metrics as in training."""
+    "run": None,
+    "checkpoint": "last",
+    "weights": "ema",
+    "samples": "",
+    "device": "auto",
+    "trust": "false",
+    "out": "",
+}
+PICTURE_KEYS = {
+    "samples": None,
+    "reference": "",
+    "n": "",
+    "seed": "0",
+    "range": "",
+    "resize": "",
+    "resample": "bicubic",
+    "channels": "",
+    "device": "auto",
+    "out": "",
+}
+GROUPS = ("data", "metrics", "data_root", "size")
+USAGE = "gentrain evaluate run=DIR [metrics=NAME], or gentrain evaluate samples=FOLDER data=NAME|reference=FOLDER"
 
 
 def run(arguments: Sequence[str]) -> int:
+    as_json = "--json" in arguments
     words, rest = place([a for a in arguments if a != "--json"])
-    keys = {word.split("=")[0] for word in rest}
-    of_pictures = "run" not in keys and "samples" in keys
-    allowed = OF_PICTURES if of_pictures else KEYS
-    others = [word for word in rest if _composes(word, of_pictures=of_pictures)]
-    given = options([word for word in rest if word not in others], allowed, "evaluate")
-    if given["out"] and Path(given["out"]).suffix != ".json":
-        raise UserError(f"out={given['out']}: a name that ends in .json is needed")
-    if of_pictures:
-        result = score_pictures(given, others, words.config_dirs)
-        title = f"{result['samples']} against {result['protocol']['data']}"
-    else:
-        folder = RunFolder.open(Path(given["run"]))
-        trusted = yes(given["trust"], "trust")
-        instead = (others, words.config_dirs) if others else None
-        result = score(
-            folder, given["checkpoint"], given["weights"], given["samples"], given["device"], trusted=trusted,
-            instead=instead,
-        )  # fmt: skip
-        title = f"{folder.path} ({given['checkpoint']}, iteration {result['iteration']}, {result['weights']} weights)"
-    text = json.dumps(result, indent=2)
-    if given["out"]:
-        _write(Path(given["out"]), text)
-    if "--json" in arguments:
-        print(text)
-        return OK
-    print(title)
-    width = max(map(len, result["scores"]))
-    for name, value in result["scores"].items():
-        print(f"  {name:<{width}} {value!r}")
-    print("protocol: " + ", ".join(f"{key}={value}" for key, value in result["protocol"].items()))
+    keys = {argument.partition("=")[0] for argument in rest}
+    if "run" not in keys and "samples" not in keys:
+        wrong = next((a for a in rest if a.partition("=")[0] not in PICTURE_KEYS and _group(a) not in GROUPS), None)
+        said = f"{wrong} is not one of its keys{nearest(wrong.partition('=')[0], KEYS)}" if wrong else "run= is missing"
+        raise UserError(f"evaluate: {said}; usage: {USAGE}")
+    groups = GROUPS if "run" not in keys else ("metrics",)
+    words.overrides = [argument for argument in rest if _group(argument) in groups]
+    own = [argument for argument in rest if _group(argument) not in groups]
+    title, result = of_run(own, words) if "run" in keys else of_pictures(own, words)
+    if out := result.pop("out"):
+        write(result, Path(out))
+    show(title, result, as_json=as_json)
     return OK
 
 
-def _composes(word: str, *, of_pictures: bool) -> bool:
-    """Whether a word is about composing: of a run only the metrics, of pictures whatever the data need."""
-    key = word.split("=")[0].lstrip("+~")
-    groups = ("data", "metrics", "data_root", "size") if of_pictures else ("metrics",)
-    return key.split(".")[0] in groups
+def _group(argument: str) -> str:
+    """The config group or root key that an override is about."""
+    return argument.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
 
 
-def _write(path: Path, text: str) -> None:
+def show(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
+    """All digits, so that two outputs can be compared."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    print(title)
+    for name, value in result["scores"].items():
+        print(f"  {name:<16} {value!r}")
+    print("protocol: " + ", ".join(f"{key}={value}" for key, value in result["protocol"].items()))
+
+
+def checked_out(out: str) -> str:
+    """``out=`` as it is, or UserError before anything is computed."""
+    path = Path(out)
+    if out and (path.suffix != ".json" or path.is_dir() or not path.absolute().parent.is_dir()):
+        why = "the name must end in .json" if path.suffix != ".json" else "no such folder, or a folder itself"
+        raise UserError(f"out={out}: {why}; give a file in a folder that is there")
+    return out
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """As JSON: whole, or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
     except OSError as error:
-        raise UserError(f"out={path}: cannot be written ({error.strerror})") from error
+        part.unlink(missing_ok=True)
+        raise UserError(f"out={path}: cannot be written ({error.strerror})") from None
 
 
-def score(
-    folder: RunFolder,
-    which: str,
-    weights: str,
-    samples: str,
-    device: str = "auto",
-    *,
-    trusted: bool,
-    instead: tuple[Sequence[str], Sequence[Path]] | None = None,
-) -> dict[str, Any]:
-    """Scores, protocol and seconds of one checkpoint. ``instead``: words that choose other metrics than the stored
-    ones, and the config folders to find them in."""
-    if weights not in ("ema", "raw"):
-        raise UserError(f"weights={weights}: ema or raw")
+def of_run(arguments: Sequence[str], words: Words) -> tuple[str, dict[str, Any]]:
+    """A title, and scores, protocol and seconds of one checkpoint."""
+    given = options(arguments, KEYS, "evaluate")
+    folder = RunFolder.open(Path(given["run"]))
+    if given["samples"] and not given["samples"].lstrip("+-").isdigit():
+        raise UserError(
+            f"run= and samples={given['samples']}: of a run, samples= is how many are drawn; pictures in a folder are "
+            "scored without run="
+        )
+    out, trusted = checked_out(given["out"]), yes(given["trust"], "trust")
+    result = score(folder, given, words, trusted=trusted)
+    title = f"{folder.path} ({given['checkpoint']}, iteration {result['iteration']}, {result['weights']} weights)"
+    return title, {**result, "out": out}
+
+
+def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted: bool) -> dict[str, Any]:
+    """Scores, protocol and seconds of one checkpoint, under the stored metrics or those that ``words`` choose."""
+    if given["weights"] not in ("ema", "raw"):
+        raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
@@ -100,30 +128,31 @@ def score(
     from gentrain.evaluation.reference import FeatureCache
 
     config = folder.config()
-    if instead is not None:
-        config = {**config, "metrics": _other_metrics(config, *instead)}
     check_config(config, trusted=trusted)
-    system = load_system(folder, which, device=device, trusted=trusted)
+    chosen = build(chosen_metrics(config, words), where="metrics") if words.overrides else None
+    system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     data = build(config["data"], trusted=trusted, where="data")
     stored = folder.card().get("data", {}).get("fingerprint")
     if stored != data.fingerprint:
         raise UserError(f"run={folder.path}: the data are no longer those it was trained on (fingerprint differs)")
-    scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
-    n = whole_number(samples, "samples", least=2) if samples else scoring.samples
+    scoring = Scoring(**(chosen or build(config["metrics"], trusted=trusted, where="metrics")))
+    n = whole_number(given["samples"], "samples", least=2) if given["samples"] else scoring.samples
     if not scoring.all:
         raise UserError(
-            f"run={folder.path}: it was trained without metrics; say which, e.g. metrics=domain (gentrain list metrics)"
+            "metrics=none scores nothing; choose another group"
+            if chosen
+            else f"run={folder.path}: it was trained without metrics; say which, e.g. metrics=domain "
+            "(gentrain list metrics)"
         )
     require(scoring.scores, system, data, n=n)
     require(scoring.at_end, system, data, n=n, section="metrics.at_end")
     promised(scoring.all, system, data)
-    kind = weights if system.average is not None else "raw"
-    report = score_system(
-        system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=FeatureCache.on_disk()
-    )
+    kind = given["weights"] if system.average is not None else "raw"
+    cache = FeatureCache.on_disk()
+    report = score_system(system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=cache)
     return {
         "run": str(folder.path),
-        "checkpoint": which,
+        "checkpoint": given["checkpoint"],
         "iteration": system.clock.iteration,
         "weights": kind,
         "scores": report.scores,
@@ -132,92 +161,117 @@ def score(
     }
 
 
-def _other_metrics(config: Node, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
-    """The metrics section as if the run had been started with these words."""
-    from gentrain.compose import compose
-
-    chosen = config["choices"]
-    words = [f"{group}={chosen[group]}" for group in ("model", "data", "size") if chosen.get(group)]
-    if not any(word.startswith("metrics=") for word in overrides) and chosen.get("metrics"):
-        words.append(f"metrics={chosen['metrics']}")
-    return compose([*words, *overrides], config_dirs=config_dirs).config["metrics"]
-
-
-class Pictures:
-    """What stands in for a system where there are only samples. ``conditional``: whether their classes are known."""
-
-    def __init__(self, x: Tensor, labels: Tensor | None) -> None:
-        self.x, self.conditional = x, labels is not None
-
-    def sample(self, n: int, *, labels: object = None, generator: object = None) -> Tensor:
-        """The first ``n``, uint8 [n C H W]."""
-        return self.x[:n]
-
-
-def score_pictures(given: Mapping[str, str], words: Sequence[str], config_dirs: Sequence[Path]) -> dict[str, Any]:
-    """Scores and protocol of images made elsewhere against a data set, or against another folder of images."""
-    from gentrain.compose import compose
-    from gentrain.config import build
-    from gentrain.data.given import pictures
-    from gentrain.engine.restore import device_called
-    from gentrain.engine.session import Scoring
-    from gentrain.evaluation.protocol import evaluate, require
-    from gentrain.evaluation.reference import FeatureCache
-    from gentrain.evaluation.subject import Subject
-
-    if given["reference"]:
-        words = [*_of_folder(given["reference"], words), *words]
-    elif not any(word.startswith("data=") for word in words):
-        raise UserError("evaluate: samples= are held against data=NAME (gentrain list data) or reference=FOLDER")
-    config = compose(words, config_dirs=config_dirs).config
-    seed, limit = whole_number(given["seed"], "seed"), whole_number(given["n"], "n", least=2) if given["n"] else None
-    data = build(config["data"], where="data")
-    scoring = Scoring(**build(config["metrics"], where="metrics"))
-    if given["reference"]:
-        data = _whole(data)
-    metrics = dict(scoring.scores if given["reference"] else scoring.all)  # one folder has no second split
-    if not metrics:
-        raise UserError("metrics=none: nothing would be scored; see gentrain list metrics")
-    if not data.spec.is_image:
-        raise UserError(f"data {data.name!r} are vectors: only images can be given as samples")
-    made = pictures(
-        Path(given["samples"]).expanduser(), data.spec, values=given["range"] or None, resize=given["resize"],
-        limit=limit,
-    )  # fmt: skip
-    stand_in = Pictures(made.x, made.y)
-    require(metrics, stand_in, data, n=len(made.x), key="samples")
-    subject = Subject(
-        data, stand_in, stand_in.sample, n=len(made.x), seed=seed, device=device_called(given["device"]), labels=made.y,
-        cache=FeatureCache.on_disk(),
-    )  # fmt: skip
-    report = evaluate(metrics, subject, "given")
-    protocol = report.protocol | {"made_elsewhere": made.facts}
-    return {"samples": made.facts["path"], "scores": report.scores, "protocol": protocol}
-
-
-def _of_folder(reference: str, words: Sequence[str]) -> list[str]:
-    if any(word.startswith("data=") for word in words):
-        raise UserError("evaluate: either data=NAME or reference=FOLDER")
-    root = Path(reference).expanduser().absolute()
-    if not root.is_dir():
-        raise UserError(f"reference={reference}: no such folder; for a data set say data=NAME")
-    if not any(word.startswith(("data.size=", "data.channels=")) for word in words):
+def chosen_metrics(config: Node, words: Words) -> Node:
+    """The ``metrics`` section that ``words`` ask for, as if the run had been started with them."""
+    choices = config["choices"]
+    if not any(override.startswith("metrics=") for override in words.overrides):
         raise UserError(
-            f"reference={reference}: say which size and channels are compared, e.g. data.size=32 data.channels=3 "
-            "data.resize=none"
+            f"{words.overrides[0]}: it changes a group of metrics; say which one, e.g. "
+            f"metrics={choices.get('metrics') or 'domain'}"
         )
-    quoted = str(root).replace("\\", "\\\\").replace("'", "\\'")
-    return ["data=folder", f"data.root='{quoted}'"]
+    at = [f"{group}={choices[group]}" for group in ("model", "data", "size") if choices.get(group)]
+    metrics: Node = composed([*at, *words.overrides], words)["metrics"]
+    return metrics
 
 
-def _whole(data: DataSet) -> DataSet:
-    """Both splits are all of the images: which of them is the reference does not matter then."""
-    from gentrain.data.dataset import BothRows, Split, content_hash
+def composed(overrides: Sequence[str], words: Words) -> Node:
+    """The sections ``data`` and ``metrics`` of a config, held against the signatures of what they name."""
+    from gentrain.check import bind, check
+    from gentrain.compose import compose
+    from gentrain.engine.session import Scoring
 
-    y = None
-    if data.train.y is not None and data.test.y is not None:
-        import torch
+    config = compose(overrides, config_name=words.config_name, config_dirs=words.config_dirs).config
+    sections: Node = {"data": config["data"], "metrics": config["metrics"]}
+    check(sections)
+    bind(Scoring, sections["metrics"], "metrics")
+    return sections
 
-        y = torch.cat([data.train.y, data.test.y])
-    both = Split(BothRows(data.train.x, data.test.x), y)
-    return replace(data, train=both, test=both, fingerprint=content_hash([data.fingerprint, "both splits"]))
+
+def of_pictures(arguments: Sequence[str], words: Words) -> tuple[str, dict[str, Any]]:
+    """A title, and scores and protocol of pictures made elsewhere."""
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals or key not in PICTURE_KEYS:
+            known = [*PICTURE_KEYS, *GROUPS]
+            raise UserError(f"evaluate: {argument} is not one of its keys{nearest(key, known)}; usage: {USAGE}")
+    given = options(arguments, PICTURE_KEYS, "evaluate")
+    about_data = [word for word in words.overrides if _group(word) != "metrics"]
+    twice = [word for word in about_data if not word.lstrip("+~").startswith(("data.", "size="))]
+    if given["reference"] and twice:
+        raise UserError(f"evaluate: reference= and {twice[0]}: one of the two")
+    if not given["reference"] and not any(word.startswith("data=") for word in about_data):
+        raise UserError(
+            "evaluate: data= is missing, the data set that the pictures are held against (e.g. data=digits), or "
+            "reference=FOLDER"
+        )
+    for word in words.overrides:
+        if word.lstrip("+~").partition("=")[0] in ("metrics.samples", "metrics.during_samples"):
+            raise UserError(f"{word}: pictures are not drawn; n=... takes so many of them")
+    from gentrain.data.fit import Said
+
+    said = Said(
+        range=given["range"] or None,
+        resize=given["resize"] or None,
+        resample=given["resample"],
+        channels=whole_number(given["channels"], "channels") if given["channels"] else None,
+        n=whole_number(given["n"], "n", least=1) if given["n"] else None,
+    )
+    seed, out = whole_number(given["seed"], "seed"), checked_out(given["out"])
+    result = _scored(Path(given["samples"]), given["reference"], said, words, seed=seed, device=given["device"])
+    title = f"{result['samples']} ({result['protocol']['samples']} pictures)"
+    return title, {**result, "out": out}
+
+
+def _scored(samples: Path, reference: str, said: Any, words: Words, *, seed: int, device: str) -> dict[str, Any]:
+    from gentrain.config import build
+    from gentrain.data import given as pictures
+    from gentrain.data.fit import Said
+    from gentrain.engine.restore import device_called
+    from gentrain.evaluation.given import score_pictures
+    from gentrain.evaluation.subject import FeatureCache
+
+    where = device_called(device)
+    # For a folder, data=folder brings the metrics of photographs; its data section is built where it is spoken of.
+    overrides = [*_folder(reference), *words.overrides] if reference else words.overrides
+    config = composed(overrides, words)
+    metrics = _metrics(config)
+    facts: dict[str, Any] = {}
+    data: DataSet
+    if reference:
+        pictures.refuse_splits(Path(reference))
+    if reference and not any(_group(word) == "data" for word in words.overrides):
+        held_against = pictures.read(Path(reference), Said(range=said.range, channels=said.channels), "reference")
+        data = pictures.one_set(held_against, Path(reference))
+        facts["reference"] = held_against.facts
+    else:
+        data = build(config["data"], where="data")
+        data = pictures.whole(data) if reference else data
+    if not data.spec.is_image:
+        raise UserError(f"data {data.name!r} are vectors: pictures cannot be held against them")
+    found = pictures.read(samples, said, "samples", data.spec.shape)
+    report, left_out = score_pictures(found, data, metrics, seed=seed, device=where, cache=FeatureCache.on_disk())
+    for line in left_out:
+        print(f"gentrain: {one_line(line)}", file=sys.stderr)
+    return {
+        "samples": found.facts["path"],
+        "scores": report.scores,
+        "protocol": report.protocol | facts,
+        "left_out": left_out,
+    }
+
+
+def _folder(reference: str) -> list[str]:
+    """Words for a data set of a folder's images, whatever its name is made of."""
+    root = str(Path(reference).expanduser().absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return ["data=folder", f"data.root='{root}'"]
+
+
+def _metrics(config: Node) -> Mapping[str, Mapping[str, Metric]]:
+    """By the section that they stand in. No model has a say in them."""
+    from gentrain.config import build
+    from gentrain.engine.session import Scoring
+
+    found = Scoring(**build({**config["metrics"], "also": {}}, where="metrics"))
+    if not found.all:
+        raise UserError("metrics=none scores nothing; choose another group")
+    return {"metrics.scores": found.scores, "metrics.at_end": found.at_end}

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_GREY = {"1", "L", "LA", "La", "I", "F"}
 _TRANSPARENT = {"LA", "PA", "RGBA", "La", "RGBa"}
 _DEEP = {"RGB;16B", "RGBA;16B", "LA;16B"}
 _WHITE = 255
@@ -94,10 +96,30 @@ def check_size(size: int, native: int | None = None) -> None:
     one_of("size", size, SIZES if native is None else tuple(sorted({*SIZES, native})))
 
 
-def decode(blob: bytes, where: str, recipe: Recipe) -> NDArray[np.uint8]:
-    """uint8 [C size size] from the content of a file. Raises UserError that begins with ``where``."""
+@dataclass(frozen=True)
+class Look:
+    """What a file says of itself before it is decoded: Pillow's name of its format, whether it is grey, its (width,
+    height) in pixels."""
+
+    format: str
+    grey: bool
+    size: tuple[int, int]
+
+
+def look(blob: bytes, where: str) -> Look:
+    """The head of an image file. Raises UserError that begins with ``where``."""
+    with _refusing(blob, where), warnings.catch_warnings(action="ignore"), _open(blob) as image:
+        if image.width * image.height > PIXEL_LIMIT:
+            raise _too_large(where, f"{image.width}x{image.height}")
+        grey = image.mode in _GREY or image.mode.startswith("I;16")
+        return Look(str(image.format), grey, image.size)
+
+
+@contextmanager
+def _refusing(blob: bytes, where: str) -> Iterator[None]:
+    """Whatever a decoder raises over a file becomes one line about it."""
     try:
-        picture = _oriented(blob, where)
+        yield
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -106,6 +128,12 @@ def decode(blob: bytes, where: str, recipe: Recipe) -> NDArray[np.uint8]:
         raise UserError(f"{where}: not an image{_looks_like(blob)}; replace or remove it") from error
     except Exception as error:  # decoders raise whatever their format's reader happens to meet
         raise UserError(f"{where}: damaged image ({reason(error)}); replace or remove it") from error
+
+
+def decode(blob: bytes, where: str, recipe: Recipe) -> NDArray[np.uint8]:
+    """uint8 [C size size] from the content of a file. Raises UserError that begins with ``where``."""
+    with _refusing(blob, where):
+        picture = _oriented(blob, where)
     picture = picture.convert("L" if recipe.channels == 1 else "RGB")
     return planes(fitted(picture, where, recipe))
 

@@ -169,7 +169,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Raises UserError; download pages saved under the archive's name are called what they are."""
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a spoilt list of members meets more than BadZipFile
         raise UserError(f"{shown(path)}: not a zip file ({reason(error)}){page_hint(path)}; get it again") from error
 
 

@@ -39,7 +39,7 @@ def folder(
     storage = Storage(in_memory_bytes, cache, cache_dir)
     home = Path(root).expanduser()
     if (home / "train").is_dir() and (home / "test").is_dir():
-        parts = [(home / "train", listed(home / "train")), (home / "test", listed(home / "test"))]
+        parts = [(home / "train", _listed(home / "train")), (home / "test", _listed(home / "test"))]
     else:
         parts = [(home, names) for names in _divided(home, test_fraction)]
     classes = tuple(sorted({class_of(name) for name in parts[0][1]} - {""}))
@@ -52,12 +52,11 @@ def folder(
     return DataSet(f"folder:{home.name}", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
 
 
-def listed(home: Path, key: str = "data.root") -> list[str]:
-    """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders.
-    ``key``: of the config, for the message."""
+def _listed(home: Path) -> list[str]:
+    """Relative paths of all images, sorted. Raises UserError if there are none, or only some lie in class folders."""
     if not home.is_dir():
-        raise UserError(f"{shown(home)}: no such folder; set {key} to a folder of images")
-    names = sorted(_walk(home), key=os.fsencode)
+        raise UserError(f"{shown(home)}: no such folder; set data.root to a folder of images")
+    names = sorted(walk(home), key=os.fsencode)
     if not names:
         raise UserError(f"{shown(home)}: no images in it; known endings are {' '.join(SUFFIXES)}")
     loose = [name for name in names if "/" not in name]
@@ -69,8 +68,9 @@ def listed(home: Path, key: str = "data.root") -> list[str]:
     return names
 
 
-def _walk(home: Path) -> Iterator[str]:
-    """Follows links to folders, but enters none twice: a link to a parent would never end."""
+def walk(home: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
+    """Relative paths of the files below ``home`` that end so, hidden ones left out. Follows links to folders, but
+    enters none twice: a link to a parent would never end. Raises UserError for a folder that cannot be read."""
     waiting, seen = [""], set[tuple[int, int]]()
     while waiting:
         below = waiting.pop()
@@ -86,7 +86,7 @@ def _walk(home: Path) -> Iterator[str]:
         folders = [entry.name for entry in entries if _is_folder(entry)]
         waiting += [f"{below}{name}/" for name in reversed(folders)]
         for name in {entry.name for entry in entries} - set(folders):
-            if name.lower().endswith(SUFFIXES):
+            if name.lower().endswith(suffixes):
                 yield below + name
 
 
@@ -100,7 +100,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _divided(home: Path, test_fraction: float) -> tuple[list[str], list[str]]:
     if not 0 < test_fraction < 1:
         raise UserError(f"test_fraction={test_fraction} must lie between 0 and 1")
-    names = listed(home)
+    names = _listed(home)
     held_out = [_position(name) < test_fraction for name in names]
     train = [name for name, held in zip(names, held_out, strict=True) if not held]
     test = [name for name, held in zip(names, held_out, strict=True) if held]
@@ -119,7 +119,7 @@ def _position(name: str) -> float:
 
 
 def class_of(name: str) -> str:
-    """The first folder of a relative path, or nothing."""
+    """The first sub-folder of a relative path, or nothing."""
     return name.split("/", 1)[0] if "/" in name else ""
 
 

@@ -1,229 +1,251 @@
-"""Pictures made by any tool, as samples to be scored: a folder of image files, or an array file.
+"""Pictures that any other tool has made: a folder of image files, or NumPy's arrays, as uint8 [N C H W].
 
-The traps of other people's arrays are range and layout: floats in [-1, 1] taken for [0, 1] move every score and look
-like a result. So bytes are taken as they are, for all else the range must be said, and what does not fit what was said
-is refused. Nothing is resized unless that is said too.
+Nothing is guessed that would move a score: one size, one number of channels and one range hold for all, and a change of
+size or channels is made where it is said. What was found and what was done is kept beside the pixels.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from gentrain.data.dataset import FileRows, content_hash, spread
-from gentrain.data.decode import Recipe, fitted, one_of, planes
-from gentrain.data.files import BadFileError, FolderFiles, reason, shown
-from gentrain.data.folder import class_of, listed
+from gentrain.data import array_files, pool
+from gentrain.data.dataset import BothRows, DataSet, Rows, Split, TensorRows, content_hash, spread
+from gentrain.data.decode import SUFFIXES, Look, look
+from gentrain.data.files import BadFileError, FolderFiles, shown
+from gentrain.data.fit import Said, check_bytes, fit
+from gentrain.data.folder import class_of, walk
+from gentrain.data.given_arrays import read_arrays
+from gentrain.data.levels import Levels
 from gentrain.errors import UserError
 from gentrain.types import Spec
 
-RANGES = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
-NAMES = ("arr_0", "samples", "images", "x")
-"""Of the array in an .npz file, in this order; labels are ``arr_1``, ``labels`` or ``y``."""
-LABELS = ("arr_1", "labels", "y")
-LIMIT = 16 << 30
-"""Bytes of an array, and half of the memory that is free: a small file can announce any size."""
+NAMED = 3
+"""Bad files that a message names; the others are counted."""
+LOSSY = ("JPEG", "WEBP")
+SPLITS = ("train", "test")
 OVERVIEW = "grid.png"
-"""What ``gentrain sample`` puts beside its files: no sample."""
-LOSSY = (".jpg", ".jpeg", ".webp")
+"""What ``gentrain sample`` puts beside its pictures: all of them on one sheet."""
 
 
-@dataclass(frozen=True)
-class Given:
-    """``x``: uint8 [N C H W]. ``y``: int64 [N], or None where no labels came or their classes are not the data's.
-    ``facts``: for the protocol: where from, how many, a fingerprint of the pixels, what was done to them."""
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """``x``: uint8 [N C H W]. ``y``: int64 [N], places in ``classes``, or numbers of classes where there are no names,
+    or None. ``facts``: where they come from and what was done to them, for the protocol; plain types."""
 
     x: Tensor
     y: Tensor | None
+    classes: tuple[str, ...]
     facts: dict[str, Any]
 
+    def __len__(self) -> int:
+        return len(self.x)
 
-def pictures(
-    place: Path, spec: Spec, *, values: str | None = None, resize: str = "none", limit: int | None = None
-) -> Given:
-    """What lies at ``place``, made to fit ``spec``.
+    def labels(self, spec: Spec) -> Tensor | None:
+        """int64 [N] in the data's numbering; None without labels, or if some are no classes of the data."""
+        if self.y is None:
+            return None
+        if self.classes:
+            number = {name: place for place, name in enumerate(spec.class_names)}
+            if not number.keys() >= set(self.classes):
+                return None
+            return torch.tensor([number[name] for name in self.classes])[self.y]
+        return self.y if int(self.y.min()) >= 0 and int(self.y.max()) < spec.classes else None
 
-    A folder: image files but for ``grid.png``; sub-folders are classes. A file: ``.npy``, or ``.npz`` with one of
-    ``NAMES``, of shape [N H W C], [N C H W] or, for grey, [N H W]; uint8, or another type whose range ``values`` (a key
-    of ``RANGES``) says. ``resize``: none, crop or stretch (``gentrain.data.decode``). ``limit``: so many of them,
-    spread over them all.
-    Raises UserError for whatever does not fit.
+
+def read(place: Path, said: Said, key: str, shape: tuple[int, ...] | None = None) -> Pictures:
+    """The pictures at ``place``: a folder of image files (its sub-folders are classes), a folder of ``.npz`` or
+    ``.npy`` files, or one such file. ``shape``: [C S S] they are held against; None: they stay as they are.
+
+    Raises UserError that begins with ``key`` or a path, before much is read wherever the heads of files tell.
     """
-    if values is not None:
-        one_of("range", values, tuple(RANGES))
-    recipe = Recipe(spec.size, spec.channels, resize)
-    if place.is_dir():
-        x, labels, files = _folder(place, spec, recipe, limit)
-        lossy = sum(name.lower().endswith(LOSSY) for name in files)
-    elif place.suffix in (".npz", ".npy"):
-        x, labels = _array(place, spec, recipe, values, limit)
-        lossy = 0
-    elif place.exists():
-        raise UserError(f"samples={shown(place)}: a folder of images, .npz or .npy is needed; pickles are not opened")
+    home = place.expanduser()
+    if home.is_dir():
+        images, arrays = _sorted_out(home, key)
+    elif home.exists():
+        images, arrays = [], [home]
+        if home.suffix.lower() not in array_files.SUFFIXES:
+            raise UserError(f"{key}={shown(place)}: {_why_not(home.name)}")
     else:
-        raise UserError(f"samples={shown(place)}: no such folder or file")
-    facts = {
-        "path": str(place.absolute()),
-        "count": len(x),
-        "fingerprint": content_hash([x, labels]),
-        "resize": "none" if resize == "none" else f"{resize} {recipe.resample}",
-        "lossy_files": lossy,
-    }
-    return Given(x, labels, facts)
+        raise UserError(f"{key}={shown(place)}: there is no such folder or file")
+    said_facts = {"path": str(home.absolute()), "files": len(images) or len(arrays)}
+    if arrays:
+        x, y, facts = read_arrays(arrays, said, shape, key)
+        classes: tuple[str, ...] = ()
+    else:
+        x, y, classes, facts = _images(home, images, said, shape, key)
+    levels = f"{int(x.min())}..{int(x.max())}"
+    return Pictures(x, y, classes, said_facts | facts | {"levels": levels, "fingerprint": content_hash([x])})
 
 
-def _folder(place: Path, spec: Spec, recipe: Recipe, limit: int | None) -> tuple[Tensor, Tensor | None, Sequence[str]]:
-    names = [name for name in listed(place, "samples") if name != OVERVIEW]
-    if not names:
-        raise UserError(f"samples={shown(place)}: nothing in it but {OVERVIEW}")
-    names = [names[i] for i in spread(len(names), limit).tolist()]
-    rows = FileRows(FolderFiles(place, names), recipe)
+def _sorted_out(home: Path, key: str) -> tuple[list[str], list[Path]]:
+    """Relative paths of image files, or paths of arrays. Raises UserError for a folder of both or of neither."""
+    every = sorted(walk(home, ("",)), key=os.fsencode)
+    images = [name for name in every if name.lower().endswith(SUFFIXES)]
+    arrays = [home / name for name in every if name.lower().endswith(array_files.SUFFIXES)]
+    if images and arrays:
+        raise UserError(
+            f"{key}={shown(home)}: {len(images)} image files and {len(arrays)} arrays; which are meant? Move the others"
+        )
+    if not images and not arrays:
+        pickled = [name for name in every if name.lower().endswith(array_files.PICKLES)]
+        why = f"{shown(pickled[0])}: {_why_not(pickled[0])}" if pickled else f"no pictures in it; {_why_not('')}"
+        raise UserError(f"{key}={shown(home)}: {why}")
+    return images, arrays
+
+
+def _why_not(name: str) -> str:
+    if name.lower().endswith(array_files.PICKLES):
+        return "a pickle can run code and is not opened; save uint8 [N H W C] with numpy.savez"
+    return f"give a folder of images ({' '.join(SUFFIXES)}), or {' or '.join(array_files.SUFFIXES)} files"
+
+
+def _images(
+    home: Path, names: Sequence[str], said: Said, shape: tuple[int, ...] | None, key: str
+) -> tuple[Tensor, Tensor | None, tuple[str, ...], dict[str, Any]]:
+    overview = {"left_out": OVERVIEW} if OVERVIEW in names and len(names) > 1 else {}
+    names = [name for name in names if name != OVERVIEW or not overview]
+    loose = [name for name in names if "/" not in name]
+    if loose and len(loose) < len(names):
+        raise UserError(
+            f"{shown(home / loose[0])} lies beside class folders ({len(loose)} of {len(names)} images do); give one of "
+            f"them as {key}=, or move it"
+        )
+    if said.range not in (None, "0..255"):
+        raise UserError(f"range={said.range}: image files are bytes in 0..255; a range is for arrays")
+    chosen = [names[place] for place in chosen_places(len(names), said.n).tolist()]
+    files = FolderFiles(home, chosen)
+    looks = _looks(files, key)
+    size = _one_size(files, looks, key)
+    done = fit(size, {each.grey for each in looks}, said, shape, key)
+    check_bytes(len(chosen), done.recipe, key)
+    levels = Levels(np.dtype(np.uint8), said.range, f"{key}={shown(home)}")
     try:
-        x = rows.take(torch.arange(len(names)))
+        blocks = [
+            torch.from_numpy(levels.bytes_of(done.kept(block, levels.where)))
+            for block in pool.over(pool.pixels, files, done.recipe)
+        ]
     except BadFileError as error:
-        error.rows = (rows,)
-        raise
-    except UserError as error:
-        raise UserError(str(error).replace("set resize=", "say resize=")) from error
-    number = {name: label for label, name in enumerate(spec.class_names)}
-    classes = [class_of(name) for name in names]
-    known = bool(number) and all(name in number for name in classes)
-    return x, torch.tensor([number[name] for name in classes]) if known else None, names
+        complaints = [line for some in pool.over(pool.complaints, files, done.recipe) for line in some]
+        raise _bad(complaints or [str(error)], len(files), key) from error
+    levels.finish()
+    formats = Counter(each.format for each in looks)
+    facts: dict[str, Any] = {"found": len(names), "count": len(chosen), "stored": _counted(formats), "range": "0..255"}
+    facts |= {"resize": done.resize, "channels": done.channels} | overview
+    lossy = sum(formats[name] for name in LOSSY)
+    if lossy:
+        facts["lossy"] = f"{lossy} of {len(chosen)} files are JPEG or WebP: compression moves every distance"
+    classes = tuple(sorted({class_of(name) for name in chosen} - {""}))
+    y = torch.tensor([classes.index(class_of(name)) for name in chosen]) if classes else None
+    return torch.cat(blocks), y, classes, facts
 
 
-def _array(
-    place: Path, spec: Spec, recipe: Recipe, values: str | None, limit: int | None
-) -> tuple[Tensor, Tensor | None]:
-    try:
-        found, labels = _load_npz(place) if place.suffix == ".npz" else (_load_npy(place), None)
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError, NotImplementedError) as error:
-        said = "it holds pickled objects, which are not opened" if "pickle" in str(error) else reason(error)
-        raise UserError(f"samples={shown(place)}: cannot be read ({said})") from error
-    if found.ndim < 3 or len(found) == 0:
-        raise UserError(f"samples={shown(place)}: shape {found.shape}; [N H W C], [N C H W] or [N H W] is needed")
-    y = None
-    if labels is not None:
-        y = _labels(labels, len(found), spec, place)
-    index = spread(len(found), limit)
-    found, y = found[index.numpy()], None if y is None else y[index]
-    return torch.from_numpy(_fit(_planes(_bytes(found, values, place), spec, place), spec, recipe, place)), y
+def chosen_places(found: int, n: int | None) -> Tensor:
+    """int64: all of ``found`` places, or ``n`` spread evenly over them. Raises UserError if there are fewer."""
+    if n is not None and n > found:
+        raise UserError(f"n={n}: there are {found} pictures")
+    return spread(found, n)
 
 
-def _load_npy(place: Path) -> NDArray[Any]:
-    with place.open("rb") as file:
-        _refuse_huge(file, place)
-    loaded: NDArray[Any] = np.load(place, allow_pickle=False)
-    return loaded
+def _looks(files: FolderFiles, key: str) -> list[Look]:
+    found, complaints = [], []
+    for place in range(len(files)):
+        try:
+            found.append(look(files.read(place), files.where(place)))
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise _bad(complaints, len(files), key)
+    return found
 
 
-def _load_npz(place: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    with zipfile.ZipFile(place) as archive:
-        there = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-        images = next((name for name in NAMES if name in there), None)
-        if images is None:
-            raise UserError(f"samples={shown(place)}: no array called {', '.join(NAMES)} (there are: {sorted(there)})")
-        labels = next((name for name in LABELS if name in there), None)
-        for name in (images, labels):
-            if name is not None:
-                with archive.open(f"{name}.npy") as file:
-                    _refuse_huge(file, place)
-    with np.load(place, allow_pickle=False) as arrays:
-        return arrays[images], None if labels is None else arrays[labels]
+def _bad(complaints: Sequence[str], count: int, key: str) -> UserError:
+    more = f"; and {len(complaints) - NAMED} more" if len(complaints) > NAMED else ""
+    return UserError(f"{key}: {len(complaints)} of {count} files cannot be used: {'; '.join(complaints[:NAMED])}{more}")
 
 
-def _refuse_huge(file: IO[bytes], place: Path) -> None:
-    """By the array's header alone."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, kind = read(file)
-    if kind.hasobject:
-        raise UserError(f"samples={shown(place)}: it holds pickled objects, which are not opened")
-    size = math.prod(shape) * kind.itemsize
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else LIMIT
-    if size > min(LIMIT, free):
+def _one_size(files: FolderFiles, looks: Sequence[Look], key: str) -> tuple[int, int]:
+    sizes = Counter(each.size for each in looks)
+    (size, most), *others = sizes.most_common()
+    if others:
+        odd = next(place for place, each in enumerate(looks) if each.size != size)
+        width, height = looks[odd].size
         raise UserError(
-            f"samples={shown(place)}: an array of {size / 1e9:,.1f} GB, the limit is {min(LIMIT, free) / 1e9:,.1f} GB; "
-            "cut it into several, or give a folder of images"
+            f"{key}: {files.where(odd)} has {width}x{height} pixels, {most} of {len(looks)} files have "
+            f"{size[0]}x{size[1]}: pictures of one size are needed; move it elsewhere (photographs of many sizes are "
+            "data=folder)"
+        )
+    return size
+
+
+def _counted(formats: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
+
+
+class OneSetError(UserError):
+    """A score that needs training and held-out images apart."""
+
+
+@dataclass(frozen=True)
+class _NoTraining:
+    """Stands for the training images where there is one set of pictures to hold others against."""
+
+    count: int
+    name: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, index: Tensor) -> Tensor:
+        raise OneSetError(
+            f"reference={self.name} is one set of pictures, and a score asks for training and held-out images apart: "
+            "leave that metric out (~metrics....), or use data=folder data.root=... with folders train and test"
         )
 
 
-def _bytes(x: NDArray[Any], values: str | None, place: Path) -> NDArray[np.uint8]:
-    """uint8 0..255. UserError unless the range is known and holds all values."""
-    if x.dtype == np.uint8:
-        if values not in (None, "0..255"):
-            raise UserError(f"range={values}: {shown(place)} holds bytes, which are 0..255")
-        return x
-    if x.dtype.kind not in "fiu":
-        raise UserError(f"samples={shown(place)}: type {x.dtype}; uint8 or numbers with range= are needed")
-    low, high = float(x.min()), float(x.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(f"samples={shown(place)}: it holds nan or inf")
-    if values is None:
+@dataclass(frozen=True, eq=False)
+class OneSet(DataSet):
+    """A data set whose test split is all there is. Asking for its training images raises OneSetError."""
+
+    def __post_init__(self) -> None:
+        """The pictures were looked at when they were read."""
+
+
+def one_set(pictures: Pictures, place: Path) -> OneSet:
+    """The pictures as what others are held against, with their own classes."""
+    y, classes = pictures.y, pictures.classes
+    if y is not None and not classes:
+        classes = tuple(str(number) for number in range(int(y.max()) + 1)) if int(y.min()) >= 0 else ()
+        y = y if classes else None
+    name = place.expanduser().absolute().name
+    train: Rows = _NoTraining(len(pictures), shown(name))
+    spec = Spec(tuple(pictures.x.shape[1:]), class_names=classes)
+    fingerprint = content_hash([pictures.x, repr(classes), y])
+    return OneSet(f"folder:{name}", spec, Split(train, y), Split(TensorRows(pictures.x), y), fingerprint)
+
+
+def whole(data: DataSet) -> OneSet:
+    """Both splits of a data set as one set."""
+    train, test = data.train, data.test
+    y = torch.cat([train.y, test.y]) if train.y is not None and test.y is not None else None
+    both = Split(BothRows(train.x, test.x), y)
+    absent: Rows = _NoTraining(len(both), data.name.removeprefix("folder:"))
+    fingerprint = content_hash([data.fingerprint, "both splits"])
+    return OneSet(data.name, data.spec, Split(absent, y), both, fingerprint)
+
+
+def refuse_splits(place: Path) -> None:
+    """Raise UserError for a folder with train and test in it: as one set the two would be mixed."""
+    if all((place.expanduser() / name).is_dir() for name in SPLITS):
         raise UserError(
-            f"samples={shown(place)}: values of type {x.dtype} from {low:.4g} to {high:.4g}: say what black and white "
-            f"are with range={'|'.join(RANGES)}"
+            f"reference={shown(place)}: it holds folders train and test; name one of them, or use data=folder "
+            f"data.root={shown(place)} data.size=..."
         )
-    black, white = RANGES[values]
-    if low < black or high > white:
-        raise UserError(f"range={values}: the values of {shown(place)} go from {low:.4g} to {high:.4g}")
-    if (black < 0 <= low) or (white > 1 >= high):  # it would pass, as pictures without their darker or brighter half
-        raise UserError(
-            f"range={values}: the values of {shown(place)} go from {low:.4g} to {high:.4g} only, which looks like 0..1"
-        )
-    scaled = (x.astype(np.float64) - black) * (255.0 / (white - black))
-    return np.rint(scaled).astype(np.uint8)
-
-
-def _planes(x: NDArray[np.uint8], spec: Spec, place: Path) -> NDArray[np.uint8]:
-    """[N C H W]. The axis of 1 or 3 is that of the channels."""
-    if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
-        return x
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    raise UserError(f"samples={shown(place)}: shape {x.shape}; [N H W C] or [N C H W] with 1 or 3 channels is needed")
-
-
-def _fit(x: NDArray[np.uint8], spec: Spec, recipe: Recipe, place: Path) -> NDArray[np.uint8]:
-    if x.shape[1:] == tuple(spec.shape):
-        return x
-    if x.shape[2:] != tuple(spec.shape[1:]) and recipe.resize == "none":
-        raise UserError(
-            f"samples={shown(place)}: {x.shape[3]}x{x.shape[2]} pixels, the data have {spec.size}x{spec.size}: say "
-            "resize=crop or resize=stretch (antialiased), or choose data.size="
-        )
-    made = []
-    for one in x:
-        picture = Image.fromarray(one[0] if len(one) == 1 else np.ascontiguousarray(one.transpose(1, 2, 0)))
-        made.append(planes(fitted(picture.convert("L" if spec.channels == 1 else "RGB"), shown(place), recipe)))
-    return np.stack(made)
-
-
-def _labels(labels: NDArray[Any], count: int, spec: Spec, place: Path) -> Tensor | None:
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"samples={shown(place)}: labels of shape {labels.shape} and type {labels.dtype}; one whole "
-            f"number for each of {count} images is needed"
-        )
-    if not spec.classes:
-        return None
-    if labels.min() < 0 or labels.max() >= spec.classes:
-        raise UserError(
-            f"samples={shown(place)}: labels from {labels.min()} to {labels.max()}, the data have classes 0 to "
-            f"{spec.classes - 1}"
-        )
-    return torch.from_numpy(labels.astype(np.int64))
