@@ -144,6 +144,8 @@ norm = nn.BatchNorm1d(2)
 norm.running_mean.fill_(float(rank))
 average_buffers(norm)
 torch.save({"grads": [p.grad for p in net.parameters()], "mean": norm.running_mean}, f"{sys.argv[1]}/rank{rank}.pt")
+dist.barrier()
+dist.destroy_process_group()  # a process that exits while gloo's threads run may be aborted
 """
 
 

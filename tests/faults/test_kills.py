@@ -19,9 +19,9 @@ from processes import Patch, dies_in, start
 from test_contract import MODELS, differences, logged
 
 from gentrain.engine import checkpoint
-from gentrain.engine.conductor import Conductor
 from gentrain.engine.loggers import MetricsCsv
 from gentrain.engine.player import Seat
+from gentrain.engine.scores import Scores
 from gentrain.engine.system import System
 from gentrain.engine.validation import Validation
 from gentrain.folder import RunFolder
@@ -161,7 +161,8 @@ POINTS: dict[str, Callable[[], Patch]] = {
     "between the critic's step and the generator's": lambda: dies_in(Seat, "set_rate", when=countdown(6)),
     "pictures": lambda: dies_in(Validation, "draw_pictures", when=countdown(2)),
     "scores": lambda: dies_in(Validation, "score", when=countdown(2)),
-    "behind the scores": lambda: dies_in(Conductor, "_keep_scores", when=countdown(2), behind=True),
+    "scores of the end": lambda: dies_in(Validation, "score_at_end", when=countdown(1)),
+    "behind the scores": lambda: dies_in(Scores, "keep", when=countdown(2), behind=True),
     "a row of metrics.csv": lambda: dies_in(MetricsCsv, "_append", when=countdown(3)),
     "the run card": lambda: dies_in(RunFolder, "write_card", when=countdown(3)),
     "before the rename": lambda: dies_in(Path, "replace", when=countdown(8)),

@@ -33,10 +33,10 @@ def noting(file: Path) -> Patch:
             iterate(self, batch)
             file.write_text(str(self.clock.iteration))
 
-        def noted_score(self: Validation, system: System, weights: str = "ema") -> Any:
+        def noted_score(self: Validation, system: System) -> Any:
             file.with_suffix(".scores").touch()
             time.sleep(0.05)
-            return score(self, system, weights)
+            return score(self, system)
 
         System.iterate = noted  # type: ignore[method-assign]
         Validation.score = noted_score  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ size or channels is made where it is said. What was found and what was done is k
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def read(place: Path, said: Said, key: str, shape: tuple[int, ...] | None = None
 
 def _sorted_out(home: Path, key: str) -> tuple[list[str], list[Path]]:
     """Relative paths of image files, or paths of arrays. Raises UserError for a folder of both or of neither."""
-    every = sorted(walk(home, ("",)), key=os.fsencode)
+    every = sorted(walk(home, ("",)), key=_counted_up)
     images = [name for name in every if name.lower().endswith(SUFFIXES)]
     arrays = [home / name for name in every if name.lower().endswith(array_files.SUFFIXES)]
     if images and arrays:
@@ -100,6 +101,13 @@ def _sorted_out(home: Path, key: str) -> tuple[list[str], list[Path]]:
         why = f"{shown(pickled[0])}: {_why_not(pickled[0])}" if pickled else f"no pictures in it; {_why_not('')}"
         raise UserError(f"{key}={shown(home)}: {why}")
     return images, arrays
+
+
+def _counted_up(name: str) -> tuple[list[tuple[int, bytes]], bytes]:
+    """2.png before 10.png: the order of the array that they would have been, on which random subsets depend."""
+    parts = re.split(rb"([0-9]+)", whole_name := os.fsencode(name))
+    numbers = [(int(part), b"") if place % 2 and len(part) < 20 else (-1, part) for place, part in enumerate(parts)]
+    return numbers, whole_name
 
 
 def _why_not(name: str) -> str:

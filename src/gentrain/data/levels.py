@@ -63,10 +63,18 @@ class Levels:
     def finish(self) -> str:
         """The range, once all blocks are through. Raises UserError where the whole set belies it."""
         assert self.said is not None
-        if self.said == "-1..1" and self.least >= 0:
+        found = f"they go from {self.least:.4g} to {self.largest:.4g}"
+        # A network without bounds strays a little below 0 and above 1: one such value does not make another range.
+        if self.said == "-1..1" and self.least > -0.5:
+            below = "no value is below 0" if self.least >= 0 else "hardly a value is below 0"
             raise UserError(
-                f"{self.where}: no value is below 0 (they go from {self.least:.4g} to {self.largest:.4g}), so that "
-                "range=-1..1 would leave the darker half unused; say range=0..1"
+                f"{self.where}: {below} ({found}), so that range=-1..1 would leave the darker half unused; say "
+                "range=0..1, or save uint8 if it is meant"
+            )
+        if self.said == "0..255" and self.dtype.kind == "f" and 1 < self.largest < 32:
+            raise UserError(
+                f"{self.where}: no value is above an eighth of range=0..255 ({found}), which would be all but black; "
+                "say the right one, or save uint8 if it is meant"
             )
         if self.said == "0..255" and self.largest <= 1 and (self.alone or self.dtype.kind == "f"):
             raise UserError(
