@@ -137,8 +137,8 @@ def test_list_is_read_from_the_config_tree(run: Run) -> None:
 
 def test_hydras_flags_and_completion_work() -> None:
     for arguments, expected in (
-        (["--cfg", "job", "model=vae"], "gentrain.families.autoencoder.Autoencoder"),
-        (["--cfg", "job", "--resolve", "model=vae"], "gentrain.families.autoencoder.Autoencoder"),
+        (["--cfg", "job", "model=vae"], "gentrain.families.variational.Variational"),
+        (["--cfg", "job", "--resolve", "model=vae"], "gentrain.families.variational.Variational"),
         (["--info", "defaults"], "wgan_gp"),
         (["--hydra-help"], "--multirun"),
         (["-sc", "install=bash"], "COMP_LINE"),

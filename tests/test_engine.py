@@ -166,7 +166,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
     for parts in (1, 4):
         config = tiny("model=vae")
         system, data = ready(config)
-        system.posterior = Still()
+        system._code = Still()  # type: ignore[assignment]
         batch = next(batches(config, data, 1)).to("cpu", channels_last=True)
         system._gradients(system.seats[0], list(batch.chunks(parts)), 1)
         grads.append([p.grad.clone() for p in system.nets.parameters() if p.grad is not None])
@@ -177,14 +177,14 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
 class Still:
     """A posterior without noise."""
 
-    def outputs(self, latent: int) -> int:
-        return 2 * latent
+    def draw(self, output: Tensor) -> Tensor:
+        return output.chunk(2, dim=1)[0]
 
-    def draw(self, code: Tensor) -> Tensor:
-        return code.chunk(2, dim=1)[0]
+    def decoded(self, latents: Tensor) -> Tensor:
+        return latents
 
-    def kl(self, code: Tensor) -> Tensor:
-        return code.chunk(2, dim=1)[1].square()
+    def divergences(self, output: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        return {"kl": output.chunk(2, dim=1)[1].square()}
 
 
 def test_fused_kernels_are_used_where_torch_has_them() -> None:

@@ -84,6 +84,8 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             raw = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+            if more := _wanted(raw, overrides):
+                raw = hydra.compose(config_name, [*overrides, *more], return_hydra_config=True)
         with_choices = OmegaConf.to_container(raw.hydra.runtime.choices)
         OmegaConf.set_struct(raw, False)
         del raw["hydra"]
@@ -107,6 +109,13 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
             target = node.get(TARGET) if isinstance(node, dict) else None
             choices[group] = str(target or group).rpartition(".")[2].lower()
     return Composed({"choices": choices, **plain}, tuple(overrides))
+
+
+def _wanted(raw: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The choice of metrics that the model asks for, unless the command line has one. No defaults list can say it: the
+    data's choice comes behind the model's."""
+    wanted = OmegaConf.select(raw, "wants.metrics")
+    return [] if wanted is None or any(word.startswith("metrics=") for word in overrides) else [f"metrics={wanted}"]
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

@@ -29,7 +29,7 @@ TRUSTED_PREFIXES = (
     "gentrain.evaluation.diversity.", "gentrain.evaluation.frechet.", "gentrain.evaluation.likelihood.",
     "gentrain.evaluation.manifold.", "gentrain.evaluation.modes.", "gentrain.evaluation.parzen.",
     "gentrain.evaluation.annealing.", "gentrain.evaluation.domain.Domain", "gentrain.evaluation.inception.",
-    "gentrain.evaluation.mobilenet.", "gentrain.evaluation.dinov2.",
+    "gentrain.evaluation.mobilenet.", "gentrain.evaluation.dinov2.", "gentrain.evaluation.reconstruction.",
     "gentrain.engine.player.", "gentrain.engine.turns.", "gentrain.engine.ema.", "gentrain.engine.health.",
     "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
 )  # fmt: skip

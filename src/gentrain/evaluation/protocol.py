@@ -34,6 +34,8 @@ OFFERS: tuple[tuple[str, str, bool], ...] = (
     ("modes", "sample", False),
     ("likelihood", "log_likelihood", True),
     ("likelihood", "log_likelihood", False),
+    ("reconstruction", "encode", True),
+    ("reconstruction", "encode", False),
 )
 """(file of conf/metrics, the capability it needs, whether it is for images), to suggest what would work."""
 

@@ -1,11 +1,10 @@
-"""An encoder and a decoder."""
+"""An encoder and a decoder: what all autoencoders share, and those that have no likelihood."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol, final
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -16,135 +15,127 @@ from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture
-from gentrain.objectives.likelihoods import PixelLikelihood
-from gentrain.types import Images, LikelihoodOn, Spec, Terms, to_signed
+from gentrain.objectives.autoencoding import Code, Corruption, Pass, Reconstruction, Regulariser
+from gentrain.objectives.priors import Prior
+from gentrain.types import Images, Spec, Terms, to_signed
 
 
-class Posterior(Protocol):
-    """What the encoder's output means: q(z|x) against the prior p(z)."""
+class EncoderDecoder(System, ABC):
+    """An encoder, a decoder, and one player that minimises the reconstruction error plus regularisers.
 
-    def outputs(self, latent: int) -> int:
-        """Numbers the encoder must give for Z latent dimensions."""
-        ...
-
-    def mean(self, code: Tensor) -> Tensor:
-        """[B Z] for the encoder's output [B outputs]."""
-        ...
-
-    def draw(self, code: Tensor) -> Tensor:
-        """A reparameterised draw z [B Z]."""
-        ...
-
-    def kl(self, code: Tensor) -> Tensor:
-        """KL(q(z|x) || p(z)) of each latent dimension, [B Z] nats."""
-        ...
-
-    def log_weight(self, code: Tensor, z: Tensor) -> Tensor:
-        """log p(z) - log q(z|x) [B] nats."""
-        ...
-
-    def prior(self, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """z ~ p(z) [n Z]."""
-        ...
-
-
-@final
-class Autoencoder(System):
-    """One player that minimises reconstruction plus ``beta`` times the divergence of its codes from the prior.
-
-    Both terms are nats per image, summed over pixels and latent dimensions, mean over the batch: minus their sum at
-    ``beta`` = 1 is the ELBO. ``sample`` shows the decoder's mean, as papers do; pixel noise is not drawn.
+    All terms are sums over pixels and latent dimensions and means over the batch.
     """
 
-    sampled = ("encoder", "decoder")
+    sampled: tuple[str, ...] = ("encoder", "decoder")
 
     def __init__(
         self,
         spec: Spec,
         net: Architecture,
-        loss: PixelLikelihood,
-        posterior: Posterior,
+        loss: Reconstruction,
+        code: Callable[[int], Code],
         players: Mapping[str, Moves],
-        latent: int = 20,
-        beta: float = 1.0,
-        bound_samples: int = 64,
-        turns: Turns | None = None,
-        ema: Ema | None = None,
+        latent: int,
+        regularisers: Mapping[str, Regulariser] | None,
+        corruption: Corruption | None,
+        turns: Turns | None,
+        ema: Ema | None,
     ) -> None:
         super().__init__(spec, players, turns, ema)
-        if not spec.is_image:
-            raise UserError("this autoencoder models the 256 levels of images; data= gives vectors, choose images")
         if latent < 1:
             raise UserError(f"model.latent={latent}: at least 1")
-        if beta < 0:
-            raise UserError(f"model.beta={beta}: 0 or more")
-        if bound_samples < 1:
-            raise UserError(f"model.bound_samples={bound_samples}: at least 1")
+        loss.require(spec)
         self.loss = loss
-        self.posterior = posterior
         self.latent = latent
-        self.beta = beta
-        self.bound_samples = bound_samples
-        self.nets["encoder"] = net.encoder(spec, posterior.outputs(latent))
+        self.regularisers = dict(regularisers or {})
+        self.corruption = corruption
+        self._code = code(latent)
+        self.nets["encoder"] = net.encoder(spec, self._code.outputs)
         decoder = net.decoder(spec, latent, channels=loss.channels(spec.channels), bounded=False)
         self.nets["decoder"] = nn.Sequential(decoder, loss.head())
+
+    @property
+    def code(self) -> Code:
+        return self._code
 
     def players(self) -> Sequence[Player]:
         return (Player("autoencoder", nets=("encoder", "decoder"), loss=self.objective),)
 
     def objective(self, batch: Images) -> Terms:
-        code = self.nets["encoder"](batch.signed).float()
-        output = self.nets["decoder"](self.posterior.draw(code))
-        reconstruction = -self.loss.log_prob(output, self.loss.prepare(batch.x)).mean()
-        divergence = self.posterior.kl(code).sum(1).mean()
-        self.note("elbo/nats", -(reconstruction + divergence))
-        return {"reconstruction": reconstruction, "kl": self.beta * divergence}
+        way = self.forward_pass(batch)
+        terms = {"reconstruction": way.error.mean()}
+        return terms | {name: regulariser(way) for name, regulariser in self.regularisers.items()}
+
+    def forward_pass(self, batch: Images) -> Pass:
+        """Corrupt, encode, draw, decode, compare with the clean data."""
+        x = batch.signed
+        seen = x if self.corruption is None else self.corruption(x)
+        encoder, decoder = self.nets["encoder"], self.nets["decoder"]
+        output = encoder(seen).float()
+        z = self.code.draw(output)
+        decoded = decoder(z)
+        error = self.loss.error(decoded, self.loss.prepare(batch.x))
+        return Pass(batch, x, seen, output, z, decoded, error, encoder, decoder, self.code)
 
     # ---------------------------------------------------------------- capabilities
 
-    @property
-    def likelihood_on(self) -> LikelihoodOn:
-        """That of the pixels, and no more than a bound on it."""
-        return replace(self.loss.likelihood_on, exact=False)
-
     def encode(self, x: Tensor) -> Tensor:
-        return self.posterior.mean(self._code(x))
+        return self.code.mean(self.encoder_output(x))
 
     def decode(self, z: Tensor) -> Tensor:
         return self.loss.mean(self.nets["decoder"](z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """[B C H W] in [-1, 1] for x uint8 [B C H W]."""
+        """[B C H W] in [-1, 1] for x uint8 [B C H W]; vectors for vectors."""
         return self.decode(self.encode(x))
 
+    def encoder_output(self, x: Tensor) -> Tensor:
+        output: Tensor = self.nets["encoder"](to_signed(x))
+        return output.float()
+
+
+@final
+class Autoencoder(EncoderDecoder):
+    """An autoencoder without a distribution over its codes: it encodes and decodes, and cannot sample."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: Architecture,
+        loss: Reconstruction,
+        code: Callable[[int], Code],
+        players: Mapping[str, Moves],
+        latent: int = 20,
+        regularisers: Mapping[str, Regulariser] | None = None,
+        corruption: Corruption | None = None,
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__(spec, net, loss, code, players, latent, regularisers, corruption, turns, ema)
+
+
+@final
+class PriorAutoencoder(EncoderDecoder):
+    """An autoencoder whose codes a regulariser holds against a prior: it samples by decoding draws from the prior, and
+    has no likelihood."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: Architecture,
+        loss: Reconstruction,
+        code: Callable[[int], Code],
+        prior: Prior,
+        players: Mapping[str, Moves],
+        latent: int = 20,
+        regularisers: Mapping[str, Regulariser] | None = None,
+        corruption: Corruption | None = None,
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__(spec, net, loss, code, players, latent, regularisers, corruption, turns, ema)
+        prior.require(latent)
+        self.prior = prior
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        return self.decode(self.posterior.prior(n, self.latent, self.device, generator))
-
-    def latent_kl(self, x: Tensor) -> Tensor:
-        """KL of each latent dimension, mean over the images [Z] nats: near 0 where a dimension carries nothing."""
-        return self.posterior.kl(self._code(x)).mean(0)
-
-    def elbo(self, x: Tensor) -> Tensor:
-        """Evidence lower bound [B] nats of each image, from one draw of z (Kingma and Welling 2014, eq. 3)."""
-        code = self._code(x)
-        output = self.nets["decoder"](self.posterior.draw(code))
-        return self.loss.log_prob(output, self.loss.prepare(x, fixed=True)) - self.posterior.kl(code).sum(1)
-
-    def importance_bound(self, x: Tensor, samples: int = 64) -> Tensor:
-        """Importance-weighted bound [B] nats from ``samples`` draws: at least the ELBO in expectation, and rising with
-        their number towards log p(x) (Burda et al. 2016, arXiv 1509.00519, eq. 8)."""
-        code, target = self._code(x), self.loss.prepare(x, fixed=True)
-        weights = []
-        for _ in range(samples):
-            z = self.posterior.draw(code)
-            log_joint = self.loss.log_prob(self.nets["decoder"](z), target)
-            weights.append(log_joint + self.posterior.log_weight(code, z))
-        return torch.logsumexp(torch.stack(weights).float(), 0) - math.log(samples)
-
-    def log_likelihood(self, x: Tensor) -> Tensor:
-        """A lower bound, not the likelihood itself: ``importance_bound`` with ``bound_samples`` draws."""
-        return self.importance_bound(x, self.bound_samples)
-
-    def _code(self, x: Tensor) -> Tensor:
-        code: Tensor = self.nets["encoder"](to_signed(x))
-        return code.float()
+        return self.decode(self.prior.draw(n, self.latent, self.device, generator))

@@ -11,38 +11,75 @@ importance-weighted bound), tests/test_families.py (both bounds of one set of im
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gentrain.objectives.divergences import kl_standard_normal_terms
+from gentrain.errors import UserError
+from gentrain.objectives.autoencoding import Evidence
+from gentrain.objectives.divergences import kl_standard_normal_terms, log_normal, log_standard_normal
+from gentrain.types import Terms
 
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """q(z|x) = N(mu, diag(sigma^2)) against p(z) = N(0, I). The encoder gives mu and log sigma^2 [B 2Z]."""
+    """q(z|x) = N(mu, diag(sigma^2)) against p(z) = N(0, I) of ``latent`` dimensions. The encoder gives mu and log
+    sigma^2 [B 2Z]; nothing else is latent."""
 
-    def outputs(self, latent: int) -> int:
-        return 2 * latent
+    latent: int
 
-    def mean(self, code: Tensor) -> Tensor:
-        return code.chunk(2, dim=1)[0]
+    @property
+    def outputs(self) -> int:
+        return 2 * self.latent
 
-    def draw(self, code: Tensor) -> Tensor:
-        mu, log_variance = code.chunk(2, dim=1)
+    def mean(self, output: Tensor) -> Tensor:
+        return output.chunk(2, dim=1)[0]
+
+    def draw(self, output: Tensor) -> Tensor:
+        mu, log_variance = output.chunk(2, dim=1)
         return torch.addcmul(mu, torch.randn_like(mu), (0.5 * log_variance).exp())
 
-    def kl(self, code: Tensor) -> Tensor:
-        mu, log_variance = code.chunk(2, dim=1)
-        return kl_standard_normal_terms(mu, log_variance)
+    def decoded(self, latents: Tensor) -> Tensor:
+        return latents
 
-    def log_weight(self, code: Tensor, z: Tensor) -> Tensor:
-        mu, log_variance = code.chunk(2, dim=1)
-        log_q = -0.5 * (log_variance + (z - mu).square() / log_variance.exp() + math.log(2 * math.pi))
-        log_p = -0.5 * (z.square() + math.log(2 * math.pi))
-        return (log_p - log_q).sum(1)
+    def divergences(self, output: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        mu, log_variance = output.chunk(2, dim=1)
+        return {"kl": kl_standard_normal_terms(mu, log_variance)}
 
-    def prior(self, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(n, latent, device=device, generator=generator)
+    def log_weight(self, output: Tensor, latents: Tensor) -> Tensor:
+        mu, log_variance = output.chunk(2, dim=1)
+        return log_standard_normal(latents) - log_normal(latents, mu, log_variance)
+
+    def prior(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(n, self.latent, device=device, generator=generator)
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """Minus the evidence lower bound (eq. 3): reconstruction plus ``beta`` times each divergence, mean over ``draws``.
+
+    ``beta``: 1 is the bound itself. ``warmup``: iterations over which beta rises linearly to its value, from its
+    first part on (Sonderby et al. 2016, arXiv 1602.02282). ``free_nats``: no divergence of a dimension is pushed below
+    it, by its mean over the batch (Kingma et al. 2016, arXiv 1606.04934, appendix C.8). UserError for values below 0.
+    """
+
+    beta: float = 1.0
+    warmup: int = 0
+    free_nats: float = 0.0
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "warmup", "free_nats"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.bound.{name}={getattr(self, name)}: 0 or more")
+        if self.draws < 1:
+            raise UserError(f"model.bound.draws={self.draws}: at least 1")
+
+    def __call__(self, evidence: Evidence) -> Terms:
+        beta = self.beta * min(1.0, evidence.iteration / max(self.warmup, 1))
+        terms = {"reconstruction": evidence.error.mean()}
+        for name, nats in evidence.divergences.items():  # [K*B *]
+            held = nats.mean(0).clamp_min(self.free_nats) if self.free_nats > 0 else nats.mean(0)
+            terms[name] = beta * held.sum()
+        return terms

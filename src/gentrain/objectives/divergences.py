@@ -1,9 +1,11 @@
-"""Kullback-Leibler divergence of Gaussians with diagonal covariance from the standard normal, in nats.
+"""Gaussians with diagonal covariance: densities and Kullback-Leibler divergences, in nats.
 
 Codes are [B Z]; spreads are log variances (log sigma^2), which any real number is a valid value of.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -15,3 +17,15 @@ def kl_standard_normal_terms(mu: Tensor, log_variance: Tensor) -> Tensor:
     mu, log_variance = mu.float(), log_variance.float()
     # expm1(d) - d, not exp(d) - 1 - d: the divergence is of order d^2 and rounding would eat it near d = 0.
     return 0.5 * (torch.expm1(log_variance) - log_variance + mu.square())  # [B Z]
+
+
+def log_normal(z: Tensor, mu: Tensor, log_variance: Tensor) -> Tensor:
+    """log N(z; mu, diag(sigma^2)) [B] nats for z, mu, log sigma^2 [B Z]."""
+    mu, log_variance = mu.float(), log_variance.float()
+    terms = log_variance + (z.float() - mu).square() / log_variance.exp() + math.log(2.0 * math.pi)
+    return -0.5 * terms.sum(-1)
+
+
+def log_standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) [B] nats for z [B Z]."""
+    return -0.5 * (z.float().square() + math.log(2.0 * math.pi)).sum(-1)

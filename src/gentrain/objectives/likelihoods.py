@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.types import LikelihoodOn, to_signed
+from gentrain.types import LikelihoodOn, Spec, to_signed
 
 HALF_BIN = 1.0 / 255.0
 """Half the distance of two neighbouring levels in [-1, 1]."""
@@ -31,21 +31,16 @@ LOG_SCALE_FLOOR, LOG_SCALE_CEILING = -6.0, 3.0
 there is nothing to win. At the ceiling the 256 bins are still told apart in float32."""
 
 
-class PixelLikelihood(Protocol):
-    """p(x | z) of one image, pixels independent given z."""
+class PixelLikelihood:
+    """p(x | z) of one image, pixels independent given z (a ``DataLikelihood``)."""
 
-    @property
-    def likelihood_on(self) -> LikelihoodOn:
-        """What p(x | z) is the probability of."""
-        ...
-
-    def channels(self, c: int) -> int:
-        """Channels that the decoder must make for images of ``c`` channels."""
-        ...
-
-    def head(self) -> nn.Module:
-        """What goes behind the decoder: holds the parameters that are the likelihood's own, or does nothing."""
-        ...
+    def require(self, spec: Spec) -> None:
+        """UserError unless the data are images."""
+        if not spec.is_image:
+            raise UserError(
+                "model.loss: this likelihood is of the 256 levels of images, and data= gives vectors: choose images, "
+                "or loss=density"
+            )
 
     def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
         """uint8 [B C H W] to the float32 target [B C H W] that ``log_prob`` takes.
@@ -53,19 +48,19 @@ class PixelLikelihood(Protocol):
         ``fixed``: where the target is drawn, an image always gets the same draw, as an evaluation wants it: two bounds
         on the likelihood are then bounds on that of one set of images.
         """
-        ...
+        return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """[B] nats per image, summed over C H W, for ``output`` [B C' H W]."""
-        ...
+        raise NotImplementedError
 
-    def mean(self, output: Tensor) -> Tensor:
-        """The picture to show: [B C H W] in [-1, 1]."""
-        ...
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """Minus ``log_prob``: [B] nats."""
+        return -self.log_prob(output, target)
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(PixelLikelihood):
     """Pixels that are 0 or 1; the decoder's output is the logit of 1 (Kingma and Welling 2014, appendix C.1).
 
     ``binarize``: ``threshold`` at half brightness; ``sample``: each pixel is on with its brightness as probability,
@@ -109,7 +104,7 @@ class Bernoulli:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(PixelLikelihood):
     """Pixels N(mu, sigma^2), mu = tanh(output) in [-1, 1], integrated over each level's bin.
 
     ``scale`` is sigma in units of [-1, 1]: a number (1/sqrt(2) trains as the squared error does); ``shared``: one
@@ -132,9 +127,6 @@ class Gaussian:
 
     def head(self) -> nn.Module:
         return SharedScale() if self.scale == "shared" else nn.Identity()
-
-    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
-        return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         mu, log_scale = self._split(output, target.shape[1])
@@ -164,7 +156,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class DiscretizedLogistic:
+class DiscretizedLogistic(PixelLikelihood):
     """Pixels logistic(mu, s), both from the decoder (2 C channels), integrated over each level's bin.
 
     One component of PixelCNN++ (Salimans et al. 2017, arXiv 1701.05517, eq. 2), without its conditioning between
@@ -178,9 +170,6 @@ class DiscretizedLogistic:
 
     def head(self) -> nn.Module:
         return nn.Identity()
-
-    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
-        return to_signed(_require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         mu, log_scale = _mean_and_scale(output.float(), target.shape[1])

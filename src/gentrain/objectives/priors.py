@@ -1,0 +1,46 @@
+"""Distributions of codes that autoencoders are held against: z [n Z]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gentrain.errors import UserError
+
+
+class Prior(Protocol):
+    """p(z), known by draws."""
+
+    def require(self, latent: int) -> None:
+        """UserError for a number of latent dimensions that it does not have."""
+        ...
+
+    def draw(self, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """[n Z] on the device; the same generator gives the same draws."""
+        ...
+
+
+@dataclass(frozen=True)
+class Normal:
+    """N(0, scale^2 I)."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise UserError(f"model.prior.scale={self.scale}: above 0")
+
+    def require(self, latent: int) -> None:
+        """Any number of dimensions will do."""
+
+    def draw(self, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        return self.scale * torch.randn(n, latent, device=device, generator=generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """[B] nats for z [B Z]."""
+        squares = (z.float() / self.scale).square() + math.log(2.0 * math.pi * self.scale**2)
+        return -0.5 * squares.sum(1)
