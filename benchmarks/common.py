@@ -21,8 +21,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 Times = dict[str, list[float]]
 """Seconds of each contestant, one number per round."""
 
+Clock = Callable[[], float]
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu``: of this process alone, over all its threads. It holds on a busy machine, where wall time does not."""
 
 

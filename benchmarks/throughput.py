@@ -38,9 +38,6 @@ from gentrain.types import Images
 OFF = ("trainer=cpu", "metrics=none", "train.batch_size=64", "train.validate_every=0", "train.checkpoint_every=0")
 
 
-Clock = Callable[[], float]
-
-
 @dataclass(frozen=True)
 class Case:
     """``goals``: the speed of the runner over that of a loop; ``amx_only``: goals that need bf16 in hardware."""
@@ -91,7 +88,11 @@ def refuse_unequal(job: Job, iterations: int = 3) -> dict[str, float]:
 
 
 def time_runner(
-    config: Node, others: dict[str, Callable[[int], None]], rounds: int, steps: int, now: Clock = time.perf_counter
+    config: Node,
+    others: dict[str, Callable[[int], None]],
+    rounds: int,
+    steps: int,
+    now: common.Clock = time.perf_counter,
 ) -> Any:
     """(seconds per round of ``runner`` and of the others, the run card)."""
     times: common.Times = {name: [] for name in ("runner", *others)}
@@ -118,7 +119,7 @@ def time_runner(
         return times, folder.card()
 
 
-def measure(case: Case, rounds: int, steps: int, threads: int, now: Clock, number_format: str) -> dict[str, Any]:
+def measure(case: Case, rounds: int, steps: int, threads: int, now: common.Clock, number_format: str) -> dict[str, Any]:
     total = steps * (rounds + 1) + 1  # one step more, so that the last round has a batch after it
     budget = (f"train.iterations={total}", f"trainer.threads={threads}", f"precision={number_format}")
     config = compose([*case.words, *OFF, *budget]).config
@@ -143,7 +144,7 @@ def measure(case: Case, rounds: int, steps: int, threads: int, now: Clock, numbe
     }
 
 
-def measure_precision(case: Case, rounds: int, steps: int, threads: int, now: Clock) -> dict[str, Any]:
+def measure_precision(case: Case, rounds: int, steps: int, threads: int, now: common.Clock) -> dict[str, Any]:
     config = compose([*case.words, *OFF, f"trainer.threads={threads}"]).config
     data = build(config["data"], where="data")
     contestants: dict[str, Callable[[], None]] = {}

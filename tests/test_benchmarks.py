@@ -39,6 +39,22 @@ def mlp_job(bench: Any, iterations: int) -> Any:
     return bench("loops").Job(config, data, fit.build_system(config, data, seed=0).nets)
 
 
+def test_the_autoencoders_step_is_timed_beside_a_loop_that_computes_the_same(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = bench("autoencoder")
+    assert module.main(["--quick", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "autoencoder.json").read_text(encoding="utf-8"))
+    assert set(record["ms_per_step"]) >= {"runner", "bare"}
+    assert record["equal_loss"] > 0
+    config = compose([*module.WORDS, "train.iterations=3", "trainer.threads=1"]).config
+    data = build(config["data"])
+    kept = module.Bare.step
+    monkeypatch.setattr(module.Bare, "step", lambda bare, pixels: 2.0 * kept(bare, pixels))
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        module.refuse_unequal(config, data)
+
+
 @pytest.mark.parametrize(
     ("case", "contestants"),
     [
