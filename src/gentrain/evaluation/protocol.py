@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 OFFERS: tuple[tuple[str, str, bool], ...] = (
     ("domain", "sample", True),
     ("inception", "sample", True),
+    ("dinov2", "sample", True),
+    ("mobilenetv2", "sample", True),
     ("modes", "sample", False),
     ("likelihood", "log_likelihood", True),
     ("likelihood", "log_likelihood", False),
