@@ -552,6 +552,20 @@ def test_spoilt_arrays_are_read_or_refused(tmp_path: Path) -> None:
 # Runs
 
 
+def test_a_runs_own_metrics_are_changed_by_key(run: Run, workplace: Path) -> None:
+    assert run(*words("model=dcgan", "name=run", "train.iterations=2", "metrics.samples=60")).code == 0
+    scored = json.loads(run("evaluate", "run=outputs/run", "metrics.samples=100", "--json").out)
+    assert scored["protocol"]["samples"] == 100
+    few = "metrics.scores.distances.reference=200"
+    scored = json.loads(run("evaluate", "run=outputs/run", few, "--json").out)
+    assert (scored["protocol"]["samples"], scored["protocol"]["splits"]["distances"]) == (60, "test 200")
+    one_line(run("evaluate", "run=outputs/run", "metrics.sample=100"), "metrics.samples")
+    one_line(run("evaluate", "run=outputs/run", "metrics.samples=many"), "metrics.samples")
+    one_line(run("evaluate", "run=outputs/run", "samples=60", "metrics.samples=100"), "one of the two")
+    one_line(run("evaluate", "run=outputs/run", "samples=10"), "raise samples")
+    one_line(run("evaluate", "run=outputs/run", "samples=100000000000"), "GiB")
+
+
 def test_a_run_is_scored_under_other_metrics(run: Run, workplace: Path) -> None:
     assert run(*words("model=vae", "name=run", "train.iterations=2", "metrics=none")).code == 0
     one_line(run("evaluate", "run=outputs/run", "device=cpu"), "without metrics", "metrics=")
@@ -562,7 +576,6 @@ def test_a_run_is_scored_under_other_metrics(run: Run, workplace: Path) -> None:
     assert "samples=100" in first.out
     found = json.loads(run("evaluate", "run=outputs/run", "device=cpu", "metrics=likelihood", "--json").out)
     assert math.isfinite(found["scores"]["nll_nats"])
-    one_line(run("evaluate", "run=outputs/run", "metrics.samples=100"), "say which one")
     one_line(run("evaluate", "run=outputs/run", "metrics=domian"), "domain")
     one_line(run("evaluate", "run=outputs/run", "metrics=none"), "scores nothing")
     one_line(run("evaluate", "run=outputs/run", "metrics=modes"), "metrics")
