@@ -144,6 +144,9 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
             else f"run={folder.path}: it was trained without metrics; say which, e.g. metrics=domain "
             "(gentrain list metrics)"
         )
+    scoring, left_out = scoring.possible(system, data)
+    for line in left_out:
+        print(f"gentrain: {one_line(line)}", file=sys.stderr)
     require(scoring.scores, system, data, n=n)
     require(scoring.at_end, system, data, n=n, section="metrics.at_end")
     promised(scoring.all, system, data)
@@ -157,6 +160,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
         "weights": kind,
         "scores": report.scores,
         "protocol": report.protocol,
+        "left_out": left_out,
         "seconds": round(report.seconds, 2),
     }
 
