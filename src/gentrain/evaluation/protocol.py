@@ -84,8 +84,9 @@ class Protocol:
     """Where scores were made in training: at most so many images of a split for a likelihood; None: all."""
     bits: int
     """Depth of the images that were compared: samples are rounded to 2^bits levels, as stored images are."""
-    extractors: dict[str, dict[str, str]]
-    """By name: ``sha256`` of the weights and how images are resized for it."""
+    extractors: dict[str, dict[str, str | float]]
+    """By name: ``sha256`` of the weights and how images are resized for it; of a domain extractor that was trained on
+    other data, ``trained_on`` and its ``accuracy`` there."""
     weights: str
     """Of the system: ema or raw; given for pictures made elsewhere."""
     truncation: float | None
