@@ -24,6 +24,7 @@ from gentrain.data.dataset import DataSet
 from gentrain.data.fit import Said
 from gentrain.data.given import one_set, read
 from gentrain.data.sources import digits
+from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.evaluation.classes import ByClass
 from gentrain.evaluation.domain import SHIPPED, Domain
@@ -519,6 +520,27 @@ def test_a_likelihood_is_left_out_of_others(run: Run, workplace: Path, pictures:
     assert ended.err.count("\n") == 1
 
 
+def test_every_metric_takes_labelled_pictures_of_data_with_a_small_class(
+    run: Run, workplace: Path, data: DataSet
+) -> None:
+    """21 test images of class 1 are too few for 32 features; nobody asked for that score by its name."""
+    images = data.train.all(200)
+    assert images.y is not None
+    at = npz(workplace / "a.npz", images=images.x.numpy().transpose(0, 2, 3, 1), labels=images.y.numpy())
+    slow = ("memorisation", "swd_images", "frechet", "manifold")
+    quick = ("metrics.at_end.cas.epochs=1", *(f"~metrics.at_end.{name}" for name in slow), "device=cpu", "data=digits")
+    ended = run("evaluate", f"samples={at}", "metrics=full", *quick, "--json")
+    found = scores(ended)
+    assert {"cas", "ms_ssim", "fd_domain"} <= found.keys()
+    assert "fd_domain_by_class" not in found
+    (line,) = ended.err.splitlines()
+    assert line.startswith("gentrain: metrics.at_end.by_class (ByClass) is left out: 21 images of data 'digits' split=")
+    few = (*quick, "metrics.at_end.by_class.allow_few=true")
+    assert scores(run("evaluate", f"samples={at}", "metrics=full", *few, "--json")).keys() > found.keys()
+    ended = run("evaluate", f"samples={at}", "metrics=full", *quick, "metrics.at_end.by_class.optional=false")
+    one_line(ended, "21 images of data 'digits'", "set metrics.at_end.by_class.allow_few=true")
+
+
 def test_spoilt_arrays_are_read_or_refused(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     outcomes = {"read": 0, "refused": 0}
@@ -581,6 +603,27 @@ def test_a_run_is_scored_under_other_metrics(run: Run, workplace: Path) -> None:
     one_line(run("evaluate", "run=outputs/run", "metrics=modes"), "metrics")
     one_line(run("evaluate", "run=outputs/run", "samples=folder"), "without run=")
     one_line(run("evaluate", "run=outputs/run", "data=digits"), "data=digits")
+
+
+def test_a_run_leaves_out_what_its_reference_is_too_small_for(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(System, "conditional", True, raising=False)
+    by_class = ("_target_=gentrain.evaluation.classes.ByClass", "optional=true")
+    also = [f"+metrics.at_end.by_class.{word}" for word in by_class]
+    also.append("+metrics.at_end.by_class.extractor=${metrics.scores.distances.extractor}")
+    line = "gentrain: metrics.at_end.by_class (ByClass) is left out: 21 images of data 'digits' split=test"
+    tiny_run = words("model=dcgan", "name=run", "train.iterations=2", "~metrics.at_end.frechet", *also)
+    for command in (tiny_run, ("check", *tiny_run), ("evaluate", "run=outputs/run", "device=cpu", "--json")):
+        ended = run(*command)
+        assert ended.code == 0, ended.err
+        assert ended.err.count(line) == 1
+    found = json.loads(ended.out)
+    assert found["left_out"][0] == ended.err.strip().removeprefix("gentrain: ")
+    assert "by_class" not in found["protocol"]["metrics"]
+    card = json.loads((workplace / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))
+    assert card["final"] == found["scores"]
+    assert card["conditional"] is True
 
 
 def test_samples_of_a_run_score_as_the_run_does(run: Run, workplace: Path) -> None:

@@ -150,6 +150,9 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
             else f"run={folder.path}: it was trained without metrics; say which, e.g. metrics=domain "
             "(gentrain list metrics)"
         )
+    scoring, left_out = scoring.possible(system, data)
+    for line in left_out:
+        print(f"gentrain: {one_line(line)}", file=sys.stderr)
     key = "samples" if given["samples"] or not words.overrides else "metrics.samples"
     require(scoring.scores, system, data, n=n, key=key)
     require(scoring.at_end, system, data, n=n, key=key, section="metrics.at_end")
@@ -164,6 +167,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
         "weights": kind,
         "scores": report.scores,
         "protocol": report.protocol,
+        "left_out": left_out,
         "seconds": round(report.seconds, 2),
     }
 
