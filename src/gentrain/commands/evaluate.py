@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ import yaml
 from gentrain.commands.words import Words, options, place, whole_number, yes
 from gentrain.config import Node, nearest
 from gentrain.errors import OK, UserError, one_line
-from gentrain.folder import RunFolder
+from gentrain.folder import RunFolder, json_text
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -74,8 +74,11 @@ def _group(argument: str) -> str:
 
 def show(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
     """All digits, so that two outputs can be compared."""
+    for name, value in result["scores"].items():
+        if not math.isfinite(value):
+            print(f"gentrain: {name} is {value}, which JSON writes as null", file=sys.stderr)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json_text(result), end="")
         return
     print(title)
     for name, value in result["scores"].items():
@@ -96,7 +99,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
     """As JSON: whole, or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json_text(result), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
