@@ -21,7 +21,7 @@ from gentrain.evaluation.domain import Domain, DomainNet
 from gentrain.evaluation.extractors import FrozenExtractor, Keys
 from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.modes import ModesCovered
-from gentrain.evaluation.protocol import evaluate, require
+from gentrain.evaluation.protocol import evaluate, possible, require
 from gentrain.evaluation.subject import Subject
 from gentrain.types import Spec
 
@@ -210,6 +210,27 @@ def test_classes_too_small_are_refused_at_the_start_and_when_measured() -> None:
         metric.measure(asked(data, Conditional(), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3])))
     with pytest.raises(UserError, match=r"1 samples of class 'b'"):  # a covariance of one is none
         ByClass(Seen(), allow_few=True).measure(asked(data, Conditional(), torch.tensor([0, 0, 1, 2, 2, 3, 3])))
+
+
+def test_a_reference_too_small_by_class_is_left_out_where_it_was_not_asked_for_by_name() -> None:
+    few, plenty = coloured(UNEVEN, UNEVEN[:-8]), coloured(UNEVEN, UNEVEN)
+    named, by_the_way = {"own": ByClass(Seen())}, {"own": ByClass(Seen(), optional=True)}
+    (line,) = possible(by_the_way, Conditional(), few, "n", "metrics.at_end")[1]
+    assert line.startswith("metrics.at_end.own (ByClass) is left out: 2 images of data 'coloured' split=test of class")
+    assert "another split (metrics.at_end.own.split) or data with more images" in line
+    assert "metrics.at_end.own.allow_few=true" in line
+    assert "raise" not in line, "no count of samples mends a small reference"
+    assert possible(by_the_way, Conditional(), few)[0] == {}
+    unlabelled = replace(few, test=replace(few.test, y=None))
+    assert "has no class labels" in possible(by_the_way, Conditional(), unlabelled)[1][0]
+    for metrics, data in ((named, few), (by_the_way, plenty)):
+        assert possible(metrics, Conditional(), data) == (metrics, [])
+    with pytest.raises(UserError, match=r"2 images of .* or set metrics\.at_end\.own\.allow_few=true"):
+        require(named, Conditional(), few, n=100, section="metrics.at_end")
+    with pytest.raises(
+        UserError, match=r"2 samples .*: raise the number of pictures, or set metrics\.scores\.own\.allow"
+    ):
+        require(by_the_way, Conditional(), plenty, n=20, key="the number of pictures")
 
 
 def test_systems_that_are_not_asked_by_class_have_no_such_scores() -> None:

@@ -21,11 +21,12 @@ from gentrain.data.sources import digits, fashion_mnist
 from gentrain.errors import UserError
 from gentrain.evaluation.classes import ClassesShown
 from gentrain.evaluation.domain import SHIPPED, Domain, load_extractor, read_card
-from gentrain.evaluation.extractor_training import Recipe, augment, make, recipe_for
+from gentrain.evaluation.extractor_training import Recipe, augment, check_trainable, make, recipe_for
 from gentrain.evaluation.extractors import Features, sha256_of
 from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.inception import INCEPTION, Inception
 from gentrain.evaluation.metrics import Distances
+from gentrain.evaluation.protocol import evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.types import Spec
 
@@ -273,6 +274,26 @@ def test_training_is_a_function_of_data_recipe_and_seed(data: DataSet, tmp_path:
         make(few(data), QUICK, 0, tmp_path / "0", "", silent)
 
 
+def test_a_split_that_lacks_a_class_of_the_other_is_refused(run: Run, workplace: Path, data: DataSet) -> None:
+    images = data.test.all(120)
+    assert images.y is not None
+    for split, kept in (("train", ["cat", "dog", "owl"]), ("test", ["cat"])):
+        for name in kept:
+            (workplace / "zoo" / split / name).mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(images.x[number, 0].numpy()).save(workplace / "zoo" / split / name / f"{number}.png")
+    words = ("extractor", "data=folder", "data.root=zoo", "data.size=8", "epochs=1", "out=made")
+    answer = run(*words)
+    assert answer.code == 2
+    assert "the test split lacks the classes dog, owl, which the other has" in answer.err
+    assert answer.err.count("\n") == 1
+    assert not (workplace / "made").exists()
+    unseen = dataclasses.replace(data.train, y=torch.zeros(len(data.train), dtype=torch.int64))
+    with pytest.raises(UserError, match=r"the train split lacks the classes 1, 2, 3, 4, 5, 6, 7, 8 and 1 more"):
+        check_trainable(dataclasses.replace(data, train=unseen))
+    check_trainable(data)
+
+
 def test_a_loss_that_is_no_number_is_said_and_nothing_is_written(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is nan.*lower lr="):
         make(few(data), dataclasses.replace(QUICK, lr=1e30, weight_decay=0.0), 0, tmp_path / "out", "", silent)
@@ -287,8 +308,32 @@ def test_only_an_extractor_of_the_very_same_data_is_found_by_itself(data: DataSe
     with pytest.raises(UserError, match=r"'folder:pictures'.*1x8x8\.safetensors is of other files or another shape"):
         Domain().check(others)
     assert Domain(str(weights)).load(others).sha256 == sha256_of(weights)
-    make(few(data), QUICK, 0, cache, "", silent)
-    assert Domain().path(few(data)).parent == SHIPPED  # a score that was made with it stays what it is
+    assert Domain().path(few(data)).parent == SHIPPED  # of its name and shape, as a foreign one
+    own = make(few(data), QUICK, 0, cache, "", silent)
+    assert Domain().path(few(data)) == own
+    assert Domain().path(data).parent == SHIPPED  # a score that was made with it stays what it is
+
+
+def test_an_extractor_of_other_data_is_said_and_recorded(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    named = few(data)  # another data set called digits
+    shipped = str(SHIPPED / "digits.safetensors")
+    card = read_card(Path(shipped))
+    for some, source in (
+        (data, Domain()),
+        (data, Domain(shipped)),
+        (named, Domain()),
+        (few(data, "x"), Domain(shipped)),
+    ):
+        foreign = some is not data
+        subject = Subject(some, None, lambda n: data.test.all(n).x, n=40, cache=FeatureCache())
+        metrics = {"a": Distances(source, splits=1), "b": ClassesShown(source)}
+        report = evaluate(metrics, subject, "given")
+        said = capsys.readouterr().err
+        recorded = report.protocol["extractors"]["digits"]
+        assert said.count("\n") == foreign
+        assert ("trained on data 'digits' (accuracy 0.9861 there)" in said) is foreign
+        more = {"trained_on": "digits", "accuracy": card.accuracy} if foreign else {}
+        assert recorded == {"sha256": card.sha256, "resize": "none", **more}
 
 
 def test_recipes_suit_the_data_and_are_those_of_the_shipped(data: DataSet) -> None:

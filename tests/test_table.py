@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import importlib
 import io
 import json
 import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import iter_modules
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Run, words
 
+from gentrain import evaluation
+from gentrain.data.sources import digits, ring
+from gentrain.report import names
 from gentrain.report.columns import Cell
 from gentrain.report.table import blocks, number, with_spread
 from gentrain.report.table import words as in_words
+from gentrain.types import LikelihoodOn
 
 CAN = {"dcgan": ["sample"], "gan": ["sample"], "vae": ["sample", "log_likelihood", "encode", "decode"]}
 PROTOCOL = {
@@ -267,6 +275,95 @@ def test_what_cannot_be_and_what_was_not_measured_are_two_things(run: Run, make:
     assert "| not measured |" in shown
 
 
+def systems() -> list[object]:
+    """In a system's place, with all that decides which scores a metric promises."""
+    on = LikelihoodOn
+    kinds = (on(), on(bits=5), on(bits=1, binarisation="static"), on(bits=None, exact=False))
+    bounds = {"elbo": None, "importance_bound": None}
+    return [SimpleNamespace(conditional=by, likelihood_on=kind, **bounds) for by in (False, True) for kind in kinds]
+
+
+def shipped() -> tuple[list[type[Any]], list[Any]]:
+    """Every class of evaluation that is a metric, and a source of each extractor."""
+    modules = [
+        importlib.import_module(f"gentrain.evaluation.{found.name}") for found in iter_modules(evaluation.__path__)
+    ]
+    classes = {v for m in modules for v in vars(m).values() if isinstance(v, type) and v.__module__ == m.__name__}
+    concrete = [c for c in sorted(classes, key=lambda c: c.__name__) if dataclasses.is_dataclass(c)]
+    return [c for c in concrete if hasattr(c, "measure")], [c() for c in concrete if hasattr(c, "keys")]
+
+
+def promises(metric: type[Any], sources: list[Any]) -> set[str]:
+    """Every key that a metric class promises for some system, data and extractor."""
+    takes = {field.name for field in dataclasses.fields(metric)}
+    images = dataclasses.replace(digits(), density=ring().density)  # no metric asks which data these are
+    few = {"smallest": 8} if "smallest" in takes else {}
+    made = [metric(**few, extractor=source) for source in sources] if "extractor" in takes else [metric(**few)]
+    every = [(each, system, data) for each in made for system in systems() for data in (images, ring())]
+    return {key for each, system, data in every for key in each.scores(system, data)}
+
+
+def test_every_score_that_a_metric_can_promise_is_known_to_the_table(run: Run, make: Make) -> None:
+    metrics, sources = shipped()
+    promised = {metric.__name__: promises(metric, sources) for metric in metrics}
+    assert not [name for name, keys in promised.items() if not keys]
+    every = set().union(*promised.values())
+    assert {"cas", "fd_dinov2_by_class", "log_z_sd", "copy_rate_pixels", "bits_per_dim_5bit", "swd_8"} <= every
+    unknown = {name: [key for key in keys if not names.is_known(key)] for name, keys in promised.items()}
+    assert not any(unknown.values()), f"report/names.py must list {unknown}"
+    of_nobody = {name for name in names.spelt() if name not in every} - {"swd_mean"}
+    assert not [name for name in of_nobody if name[:2] != "is" and not name.startswith("reconstruction_")]
+    make("v", "vae", other=1.0)
+    (row,) = rows_of(run, f"columns={','.join(sorted(every))}").values()
+    assert set(row["columns"]) == every
+
+
+def test_a_word_that_is_no_score_is_refused_with_the_nearest(run: Run, make: Make) -> None:
+    make("v", "vae", nll_nats=41.0)
+    for word, near in (("label_acuracy", "label_accuracy"), ("copy_rate_pixel", "copy_rate_pixels"), ("secnds", "sec")):
+        ended = run("table", "outputs", f"columns={word}")
+        assert ended.code == 2
+        assert near in ended.err.partition("did you mean")[2]
+    for word in ("kid_other", "fd_domain_floors", "swd_x", "best.cass", "nats_domain"):
+        assert run("table", "outputs", f"columns={word}").code == 2, word
+
+
+CANNOT = {
+    "cas": "not asked by class",
+    "label_accuracy": "not asked by class",
+    "fd_domain_by_class": "not asked by class",
+    "reconstruction_mse": "no reconstructions",
+    "log_z": "no Boltzmann machine",
+    "modes_total": "not for images",
+}
+OF_IMAGES = ("precision_domain", "density_domain", "coverage", "copy_rate_pixels", "authenticity_domain", "swd_mean")
+
+
+def test_undefined_cells_say_why(run: Run, make: Make) -> None:
+    make("g", "gan", card={"conditional": False}, fd_domain=1.0)
+    make("c", "dcgan", card={"conditional": True}, fd_domain=1.0)
+    vectors = {"choices.data": "ring", "kind": "vectors"}
+    make("r", "gan", config=vectors, card={"spec": {"shape": [2]}, "conditional": False}, swd=1.0)
+    kinds = ("swd_16", "ms_ssim", "classes_shown", "fd_domain_sd", "fid_inf", "copy_rate", "floor", "cas")
+    columns = ",".join([*CANNOT, *OF_IMAGES, *kinds])
+    tables = json.loads(run("table", "outputs", "--json", f"columns={columns}").out)["tables"]
+    by_name = {row["model"]: row["columns"] for row in tables[0]["rows"]}
+    assert {key: by_name["gan"][key].get("undefined") for key in CANNOT} == CANNOT
+    for key in ("cas", "label_accuracy", "fd_domain_by_class"):
+        assert by_name["dcgan"][key] == {"mean": None, "missing": "not measured"}
+    of_vectors = tables[1]["rows"][0]["columns"]
+    for key in (*OF_IMAGES, *kinds):
+        assert of_vectors[key] == {"mean": None, "undefined": "not for vectors"}, key
+        assert key == "cas" or "missing" in by_name["gan"][key], key
+
+
+def test_an_older_card_does_not_say_whether_it_is_asked_by_class(run: Run, make: Make) -> None:
+    make("g", "gan", fd_domain=1.0)
+    make("h", "dcgan", card={"conditional": "no"}, fd_domain=1.0)
+    for row in rows_of(run, "columns=cas").values():
+        assert row["columns"]["cas"] == {"mean": None, "missing": "not measured"}
+
+
 def test_a_column_that_no_run_has_is_there_when_it_is_asked_for(run: Run, make: Make) -> None:
     make("v", "vae", nll_nats=41.0)
     names = ["fd", "published", "fid", "fd_dinov2_floor", "bits/dim", "recall_domain", "samples/s"]
@@ -342,6 +439,34 @@ def test_facts_and_the_distance_from_a_published_figure(run: Run, make: Make) ->
     make("a2", seed=2, config={"published": {"fd_domain": 9.0}}, fd_domain=2.0)
     differing = rows_of(run)["dcgan"]["columns"]["published.fd_domain"]
     assert differing == {"mean": None, "missing": "its runs state several published figures"}
+
+
+def test_each_row_shows_what_it_cost_beside_its_scores(run: Run, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = {"published": {"fd_domain": 1.25}}
+    scores = {"fd_domain": 2.0, "fd_domain_floor": 0.5, "nll_nats": 40.0, "bits_per_dim": 4.0}
+    make("v", "vae", config=stated, card={"samples_per_second": 7.0, "seconds": 0.4}, **scores)
+    make("g", "gan", fd_domain=3.0)
+    beside = ["fd_domain", "best.fd_domain", "published.fd_domain", "fd_domain_floor", "bits_per_dim", "nll_nats"]
+    cost = ["parameters", "images", "seconds", "images_per_second", "samples_per_second"]
+    rows = rows_of(run)
+    assert list(rows["vae"]["columns"]) == beside + cost
+    assert rows["vae"]["columns"]["seconds"]["mean"] == 0.4
+    assert rows["gan"]["columns"]["bits_per_dim"]["undefined"] == "no likelihood"
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = run("table", "outputs").out
+    assert shown.count("\n\n") == sum("─" in line for line in shown.splitlines()) - 1 > 0, "a gap between two blocks"
+
+
+def test_minutes_below_one_are_shown_in_seconds(run: Run, make: Make) -> None:
+    for seed, seconds in enumerate((0.4, 0.8)):
+        make(f"a{seed}", seed=seed, card={"seconds": seconds}, fd_domain=1.0)
+    make("g", "gan", card={"seconds": 0.4}, fd_domain=1.0)
+    make("v", "vae", card={"seconds": 90.0}, fd_domain=1.0)
+    out = run("table", "outputs", "columns=minutes", "sort=name").out
+    said = [re.split(r" {2,}", line)[-1] for line in out.splitlines()[2:5]]
+    assert said == ["0.60 ± 0.28 s", "0.4 s", "1.5"]
+    record = rows_of(run, "columns=minutes")["gan"]["columns"]["minutes"]
+    assert record["mean"] == pytest.approx(0.4 / 60), "files for machines hold minutes"
 
 
 def test_scores_of_an_earlier_iteration_and_times_of_other_devices_are_said(run: Run, make: Make) -> None:
@@ -608,6 +733,8 @@ def test_a_real_gan_beside_a_real_vae_over_two_seeds(run: Run, workplace: Path) 
     assert rows["dcgan"]["columns"]["nll_nats"] == {"mean": None, "undefined": "no likelihood"}
     assert all(row["columns"]["fd_domain"]["n"] == 2 for row in rows.values())
     assert rows["dcgan"]["columns"]["images"]["mean"] == 64
+    for row in rows_of(run, "columns=cas").values():
+        assert row["columns"]["cas"] == {"mean": None, "undefined": "not asked by class"}
     shown = run("table", "outputs")
     assert shown.code == 0
     assert shown.err == ""

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from gentrain.commands.words import Words, options, place, whole_number, yes
 from gentrain.config import Node, nearest
 from gentrain.errors import OK, UserError, one_line
-from gentrain.folder import RunFolder
+from gentrain.folder import RunFolder, json_text
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -71,8 +74,11 @@ def _group(argument: str) -> str:
 
 def show(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
     """All digits, so that two outputs can be compared."""
+    for name, value in result["scores"].items():
+        if not math.isfinite(value):
+            print(f"gentrain: {name} is {value}, which JSON writes as null", file=sys.stderr)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json_text(result), end="")
         return
     print(title)
     for name, value in result["scores"].items():
@@ -93,7 +99,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
     """As JSON: whole, or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json_text(result), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -109,6 +115,9 @@ def of_run(arguments: Sequence[str], words: Words) -> tuple[str, dict[str, Any]]
             f"run= and samples={given['samples']}: of a run, samples= is how many are drawn; pictures in a folder are "
             "scored without run="
         )
+    drawn = next((word for word in words.overrides if word.lstrip("+~").partition("=")[0] == "metrics.samples"), None)
+    if given["samples"] and drawn:
+        raise UserError(f"samples={given['samples']} and {drawn}: one of the two says how many are drawn")
     out, trusted = checked_out(given["out"]), yes(given["trust"], "trust")
     result = score(folder, given, words, trusted=trusted)
     title = f"{folder.path} ({given['checkpoint']}, iteration {result['iteration']}, {result['weights']} weights)"
@@ -144,8 +153,12 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
             else f"run={folder.path}: it was trained without metrics; say which, e.g. metrics=domain "
             "(gentrain list metrics)"
         )
-    require(scoring.scores, system, data, n=n)
-    require(scoring.at_end, system, data, n=n, section="metrics.at_end")
+    scoring, left_out = scoring.possible(system, data)
+    for line in left_out:
+        print(f"gentrain: {one_line(line)}", file=sys.stderr)
+    key = "samples" if given["samples"] or not words.overrides else "metrics.samples"
+    require(scoring.scores, system, data, n=n, key=key)
+    require(scoring.at_end, system, data, n=n, key=key, section="metrics.at_end")
     promised(scoring.all, system, data)
     kind = given["weights"] if system.average is not None else "raw"
     cache = FeatureCache.on_disk()
@@ -157,6 +170,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
         "weights": kind,
         "scores": report.scores,
         "protocol": report.protocol,
+        "left_out": left_out,
         "seconds": round(report.seconds, 2),
     }
 
@@ -165,13 +179,37 @@ def chosen_metrics(config: Node, words: Words) -> Node:
     """The ``metrics`` section that ``words`` ask for, as if the run had been started with them."""
     choices = config["choices"]
     if not any(override.startswith("metrics=") for override in words.overrides):
-        raise UserError(
-            f"{words.overrides[0]}: it changes a group of metrics; say which one, e.g. "
-            f"metrics={choices.get('metrics') or 'domain'}"
-        )
+        return changed(config["metrics"], words.overrides)
     at = [f"{group}={choices[group]}" for group in ("model", "data", "size") if choices.get(group)]
     metrics: Node = composed([*at, *words.overrides], words)["metrics"]
     return metrics
+
+
+def changed(metrics: Node, overrides: Sequence[str]) -> Node:
+    """The run's own ``metrics`` section with other values (``metrics.samples=5000``) for keys that it has."""
+    from gentrain.check import bind, check
+    from gentrain.engine.session import Scoring
+
+    section: Node = copy.deepcopy(metrics)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        first, *path = key.split(".")
+        node: Any = section
+        for name in path[:-1]:
+            node = node.get(name) if isinstance(node, dict) else None
+        if first != "metrics" or not path or not isinstance(node, dict) or path[-1] not in node:
+            there = [".".join(["metrics", *path[:-1], name]) for name in node] if isinstance(node, dict) else []
+            raise UserError(
+                f"{override}: the run's metrics have no such key{nearest(key, there)}; metrics=NAME chooses others "
+                "(gentrain list metrics)"
+            )
+        try:
+            node[path[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{override}: not a value") from None
+    check({"metrics": section})
+    bind(Scoring, section, "metrics")
+    return section
 
 
 def composed(overrides: Sequence[str], words: Words) -> Node:

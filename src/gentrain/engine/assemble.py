@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from gentrain.engine.session import Budget, Callbacks, Devices, Scoring, SweepSe
 from gentrain.engine.state import seed_all
 from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
-from gentrain.errors import UserError
+from gentrain.errors import UserError, one_line
 from gentrain.evaluation.protocol import follow, promised, require
 
 GIVEN = {"model": frozenset({"spec"})}
@@ -116,6 +117,8 @@ class Parts:
     scoring: Scoring
     system: System
     health: Health | None
+    left_out: list[str]
+    """One line about each metric that is not measured, though the config has it."""
 
 
 def assemble(config: Node, *, trusted: bool = True) -> Parts:
@@ -127,6 +130,7 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     stream(data.train, batch_size=budget.batch_size, seed=config["seed"], flip=budget.flip)
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     system = build_system(config, data, seed=config["seed"], trusted=trusted)
+    scoring, left_out = scoring.possible(system, data)
     if scoring.smaller:
         require(scoring.scores, system, data, n=scoring.during_samples, key="metrics.during_samples")
     require(scoring.scores, system, data, n=scoring.samples)
@@ -134,12 +138,18 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     promised(scoring.all, system, data)
     follow(scoring.monitor, scoring.scores, system, data)
     health = build(config["callbacks"], trusted=trusted, where="callbacks").get("health")
-    return Parts(data, budget, scoring, system, health)
+    return Parts(data, budget, scoring, system, health, left_out)
+
+
+def say_left_out(lines: list[str]) -> None:
+    for line in lines:
+        print(f"gentrain: {one_line(line)}", file=sys.stderr)
 
 
 def rehearse(config: Node) -> str:
     """Check a config, read its data and build its system, train nothing. Says what was found in one line."""
     parts = assemble(config)
+    say_left_out(parts.left_out)
     build(config["logger"], where="logger")
     parts.system.prepare(total=parts.budget.iterations)
     next(iter(stream(parts.data.train, batch_size=parts.budget.batch_size, seed=0)))

@@ -19,6 +19,7 @@ from gentrain.engine.session import Session
 from gentrain.engine.state import rng_state, seed_all, set_rng_state
 from gentrain.engine.system import System
 from gentrain.engine.validation import Validation
+from gentrain.evaluation.classes import asks_by_class
 
 
 class Conductor(lightning.Callback):
@@ -82,6 +83,7 @@ class Conductor(lightning.Callback):
                 "test": len(session.data.test),
             },
             spec=asdict(session.data.spec),
+            conditional=asks_by_class(system, session.data),
         )
         for logger in session.loggers:
             logger.start(session.config, session.folder.path, name, resume_at=system.clock.iteration, again=self.owed)

@@ -22,7 +22,7 @@ from gentrain.config import Node, build
 from gentrain.data.dataset import DataSet
 from gentrain.data.stream import stream
 from gentrain.engine import checkpoint
-from gentrain.engine.assemble import assemble, build_system, check_config, rehearse
+from gentrain.engine.assemble import assemble, build_system, check_config, rehearse, say_left_out
 from gentrain.engine.conductor import Conductor
 from gentrain.engine.finite import NonFiniteError
 from gentrain.engine.loggers import MetricsCsv
@@ -72,6 +72,7 @@ def _begin(
     parts = assemble(config, trusted=trusted)
     resumed = _last_state(folder, parts.data) if resume else None
     first = rank == 0
+    say_left_out(parts.left_out if first else [])
     own_logger = build(config["logger"], trusted=trusted, where="logger") if config["logger"] and first else None
     session = Session(
         folder=folder,

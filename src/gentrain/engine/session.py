@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gentrain.config import Node
@@ -15,6 +15,7 @@ from gentrain.engine.loggers import Logger
 from gentrain.engine.progress import RichProgress
 from gentrain.errors import UserError
 from gentrain.evaluation.metric import Metric
+from gentrain.evaluation.protocol import possible
 from gentrain.folder import RunFolder
 
 
@@ -119,6 +120,12 @@ class Scoring:
                 raise UserError(f"metrics.{name}={value}: at least 1, or null")
         if self.during_seconds is not None and not self.during_seconds >= 0:
             raise UserError(f"metrics.during_seconds={self.during_seconds}: 0 or more, or null for no bound")
+
+    def possible(self, system: object, data: DataSet) -> tuple[Scoring, list[str]]:
+        """Without the metrics that leave themselves out for this system and these data, and a line about each."""
+        scores, lines = possible(self.scores, system, data)
+        at_end, more = possible(self.at_end, system, data, section="metrics.at_end")
+        return replace(self, scores=scores, at_end=at_end, also={}), lines + more
 
     @property
     def all(self) -> dict[str, Metric]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.frechet import frechet_distance
-from gentrain.evaluation.metric import check_images, finite, logits_of
+from gentrain.evaluation.metric import EIGEN, Work, check_images, finite, logits_of
 from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class ClassesShown:
         self.extractor.check(data)
         split_of(data, self.split)
 
+    def work(self, data: DataSet, n: int) -> Work:
+        return Work({} if knows_labels(self.extractor, data) else {self.split: len(split_of(data, self.split))})
+
     def measure(self, subject: Subject) -> dict[str, float]:
         logits = logits_of(subject.sample_features(self.extractor))
         counts = finite(logits, "samples").argmax(dim=1).bincount(minlength=logits.shape[1])  # [K]
@@ -82,11 +85,14 @@ class ByClass:
     the Fréchet distance between the samples asked to be a class and the images of ``split`` that are of it, all
     classes weighing the same: high also where the samples as a whole look like the data and their classes are mixed up.
     ``allow_few``: compute it although a class has no more samples or images than there are features.
+    ``optional``: where ``split`` has too few images of a class, which no count of samples mends, it is left out and
+    one line says so.
     """
 
     extractor: ExtractorSource
     split: str = "test"
     allow_few: bool = False
+    optional: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 
@@ -105,11 +111,24 @@ class ByClass:
         """Raise UserError if a class has too few images, or would have too few of ``n`` samples."""
         if not asks_by_class(system, data):
             return
-        self._enough(data, f"images of data {data.name!r} split={self.split}", _labels(data, self.split))
+        self._enough_images(data, _labels(data, self.split))
         if n is not None:
             frequency = _labels(data, "train").bincount(minlength=data.spec.classes) / len(data.train)
             expected = (n * frequency.double()).round().long()  # [K]
-            self._enough(data, "samples", torch.arange(len(expected)).repeat_interleave(expected))
+            self._enough_samples(data, torch.arange(len(expected)).repeat_interleave(expected))
+
+    def left_out(self, system: object, data: DataSet) -> str | None:
+        if not self.optional or not asks_by_class(system, data):
+            return None
+        try:
+            self._enough_images(data, _labels(data, self.split))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def work(self, data: DataSet, n: int) -> Work:
+        dim = self.extractor.num_features(data)
+        return Work({self.split: len(split_of(data, self.split))}, data.spec.classes * EIGEN * dim**3)
 
     def measure(self, subject: Subject) -> dict[str, float]:
         wanted = self.scores(subject.system, subject.data)
@@ -117,8 +136,8 @@ class ByClass:
             return {}
         asked = asked_labels(subject)
         real_labels = _labels(subject.data, self.split)[subject.reference_index(self.split)]
-        self._enough(subject.data, f"images of data {subject.data.name!r} split={self.split}", real_labels)
-        self._enough(subject.data, "samples", asked)
+        self._enough_images(subject.data, real_labels)
+        self._enough_samples(subject.data, asked)
         real = subject.reference_features(self.extractor, self.split)
         fake = subject.sample_features(self.extractor)
         apart = [
@@ -131,14 +150,21 @@ class ByClass:
             found["label_accuracy"] = float((taken == asked).double().mean())
         return found
 
-    def _enough(self, data: DataSet, what: str, labels: Tensor) -> None:
+    def _enough_images(self, data: DataSet, labels: Tensor) -> None:
+        what = f"images of data {data.name!r} split={self.split}"
+        self._enough(data, labels, what, "use another split (metrics.scores.by_class.split) or data with more images")
+
+    def _enough_samples(self, data: DataSet, labels: Tensor) -> None:
+        self._enough(data, labels, "samples", "raise metrics.samples")
+
+    def _enough(self, data: DataSet, labels: Tensor, what: str, remedy: str) -> None:
         dim = self.extractor.num_features(data)
         count, label = labels.bincount(minlength=data.spec.classes).min(dim=0)
         if count <= dim and not (self.allow_few and count > 1):
             raise UserError(
                 f"metrics: {int(count)} {what} of class {data.spec.class_names[int(label)]!r} for {dim} features: "
-                f"{self.extractor.keys.distance}_by_class needs more than {dim} of each: raise metrics.samples or use "
-                "a split with more images, or set allow_few=true of the metric"
+                f"{self.extractor.keys.distance}_by_class needs more than {dim} of each class: {remedy}, or set "
+                "metrics.scores.by_class.allow_few=true"
             )
 
 

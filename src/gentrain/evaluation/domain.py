@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gentrain.disk import cache_folder
-from gentrain.errors import UserError
+from gentrain.errors import UserError, one_line
 from gentrain.evaluation.extractors import Extractor, FrozenExtractor, Keys, sha256_of
 from gentrain.types import PathText
 
@@ -105,9 +106,11 @@ class Card:
 class Domain:
     """Source of domain extractors (config target).
 
-    ``weights``: a ``.safetensors`` file with its card beside it. None takes the shipped extractor whose card has the
-    name and the shape of the data, or else one in the cache whose card has name, shape and fingerprint: a name alone
-    would let two folders called ``pictures`` be scored by one network.
+    ``weights``: a ``.safetensors`` file with its card beside it. None takes the shipped extractor whose card has name,
+    shape and fingerprint of the data, or else such a one in the cache: a name alone would let two folders called
+    ``pictures`` be scored by one network. Where there is neither, the shipped one of that name and shape is taken as a
+    foreign one. Of a foreign one, trained on other data, a line on stderr says so when it is loaded, and the protocol
+    holds what it was trained on and its accuracy there.
     """
 
     weights: PathText | None = None
@@ -133,7 +136,17 @@ class Domain:
 
     def load(self, data: DataSet, device: torch.device | str = "cpu") -> Extractor:
         self.check(data)
-        return load_extractor(self.path(data), device)
+        path = self.path(data)
+        card, extractor = read_card(path), load_extractor(path, device)
+        if card.fingerprint != data.fingerprint:
+            extractor.record = {"trained_on": card.data, "accuracy": card.accuracy}
+            said = (
+                f"gentrain: extractor {card.name!r} was trained on data {card.data!r} (accuracy {card.accuracy:.4f} "
+                f"there), and scores others, {data.name!r}: its scores compare with its own on these data alone; "
+                "`gentrain extractor data=...` trains one for them"
+            )
+            print(one_line(said), file=sys.stderr)
+        return extractor
 
     def path(self, data: DataSet) -> Path:
         """The weights file for these data; UserError if there is none."""
@@ -141,20 +154,24 @@ class Domain:
             return Path(self.weights).expanduser()
         shipped = {read_card(path).data: path for path in sorted(SHIPPED.glob("*.safetensors"))}
         own = shipped.get(data.name)
-        if own is not None and read_card(own).shape == data.spec.shape:
+        if own is not None and _is_of(read_card(own), data):
             return own
         named = [(path, card) for path, card in _made() if card.data == data.name]
-        fits = [path for path, card in named if card.shape == data.spec.shape and card.fingerprint == data.fingerprint]
+        fits = [path for path, card in named if _is_of(card, data)]
         if fits:
             return fits[0]
         if own is not None:
-            return own  # of another shape: check() says so
+            return own  # of another shape, as check() says, or of other files, as load() does
         near = f"; {named[0][0]} is of other files or another shape" if named else ""
         raise UserError(
             f"metrics: no domain extractor ships for data {data.name!r} (there are: {', '.join(shipped)}{near}): "
             "use metrics=inception, or train one with `gentrain extractor data=...` and give its file as "
             "metrics.scores.distances.extractor.weights, or metrics=none"
         )
+
+
+def _is_of(card: Card, data: DataSet) -> bool:
+    return card.shape == tuple(data.spec.shape) and card.fingerprint == data.fingerprint
 
 
 def store() -> Path:

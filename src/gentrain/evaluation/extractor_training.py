@@ -36,6 +36,10 @@ COUNTS = (128, 1000, 10000)
 """Samples at which the floor is measured: those of the sizes tiny, small and paper."""
 
 
+NAMED = 8
+"""Classes that are named in a line."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a classifier is trained. ``widths``: channels of its stages. ``features``: D. ``shift``: pixels that an image
@@ -91,6 +95,17 @@ def check_trainable(data: DataSet) -> None:
             raise UserError(f"extractor: data {data.name!r}: a {role} label is not one of {data.spec.classes} classes")
         if len(split) < 2:
             raise UserError(f"extractor: data {data.name!r}: the {role} split has one image, at least two are needed")
+    counts = [split.y.bincount(minlength=data.spec.classes) for split in (data.train, data.test) if split.y is not None]
+    for role, there, other in (("test", counts[1], counts[0]), ("train", counts[0], counts[1])):
+        lacking = [
+            name for name, has, wanted in zip(data.spec.class_names, there, other, strict=True) if wanted > has == 0
+        ]
+        if lacking:
+            named = ", ".join(lacking[:NAMED]) + (f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else "")
+            raise UserError(
+                f"extractor: data {data.name!r}: the {role} split lacks the classes {named}, which the other has: the "
+                "accuracy would say nothing; put images of them there, or leave them out of both"
+            )
 
 
 def make(data: DataSet, recipe: Recipe, seed: int, out: Path, command: str, say: Callable[[str], None] = print) -> Path:

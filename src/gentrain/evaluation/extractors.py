@@ -120,6 +120,8 @@ class FrozenExtractor:
     ) -> None:
         self.name, self.sha256, self.num_features, self.classes = name, sha256, num_features, classes
         self.resize = resize
+        self.record: dict[str, str | float] = {}
+        """What else a protocol should hold of it."""
         self._shape, self._block = shape, block
         self._device = torch.device(device)
         self._net = net.to(self._device, torch.float32).eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gentrain.data.given import OneSet
 from gentrain.evaluation.frechet import FrechetDetails
 from gentrain.evaluation.metric import Metric
-from gentrain.evaluation.protocol import Report, evaluate, promised, require
+from gentrain.evaluation.protocol import Report, evaluate, possible, promised, require
 from gentrain.evaluation.subject import FeatureCache, Subject
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def score_pictures(
         if isinstance(data, OneSet):
             here, more = _of_one_set(here)
             left_out += more
+        here, more = possible(here, system, data, COUNT, section)
+        left_out += more
         require(here, system, data, n=len(given), key=COUNT, section=section)
         able |= here
     if not able:

@@ -6,6 +6,7 @@ are comparable where their protocols are equal.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -28,9 +29,14 @@ from gentrain.types import CAPABILITIES
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
 
+MOST = 1 << 35
+"""Numbers in all samples of one evaluation: 32 GiB of 8-bit images."""
+
 OFFERS: tuple[tuple[str, str, bool], ...] = (
     ("domain", "sample", True),
     ("inception", "sample", True),
+    ("dinov2", "sample", True),
+    ("mobilenetv2", "sample", True),
     ("modes", "sample", False),
     ("likelihood", "log_likelihood", True),
     ("likelihood", "log_likelihood", False),
@@ -58,6 +64,15 @@ class Explained(Contract):
         ...
 
 
+@runtime_checkable
+class Dispensable(Contract):
+    """A metric that may be left out where the data cannot give it."""
+
+    def left_out(self, system: object, data: DataSet) -> str | None:
+        """Why it is left out for this system and these data; None where it is measured."""
+        ...
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What a set of scores was measured on and with."""
@@ -74,10 +89,13 @@ class Protocol:
     """Where scores were made in training: at most so many images of a split for a likelihood; None: all."""
     bits: int
     """Depth of the images that were compared: samples are rounded to 2^bits levels, as stored images are."""
-    extractors: dict[str, dict[str, str]]
-    """By name: ``sha256`` of the weights and how images are resized for it."""
+    extractors: dict[str, dict[str, str | float]]
+    """By name: ``sha256`` of the weights and how images are resized for it; of a domain extractor that was trained on
+    other data, ``trained_on`` and its ``accuracy`` there."""
     weights: str
     """Of the system: ema or raw; given for pictures made elsewhere."""
+    labels: str | None
+    """Of a system that is asked by class: how the classes were chosen."""
     truncation: float | None
     """Of the latents, where the system truncates them; None: the whole prior."""
     temperature: float | None
@@ -137,14 +155,42 @@ def require(
                 f"{key}={n}: {section}.{name} ({type(metric).__name__}) scores samples, at least 1 is "
                 "needed; metrics=none scores nothing"
             )
+        if "sample" in metric.needs and n is not None and n * data.spec.numel > MOST:
+            raise UserError(
+                f"{key}={n}: so many samples take {n * data.spec.numel / 2**30:,.0f} GiB of memory as bytes alone; "
+                f"at most {MOST // data.spec.numel:,} of {'x'.join(map(str, data.spec.shape))} are taken"
+            )
         try:
             metric.check(data, n)
             if isinstance(metric, Particular):
                 metric.check_system(system, data, n)
         except UserError as error:  # metrics know of one place only
-            said = str(error).replace("metrics.samples", key).replace(f"metrics.scores.{name}", f"{section}.{name}")
-            raise UserError(said) from error
+            raise UserError(_placed(str(error), key, section, name)) from error
     promised(metrics, system, data)
+
+
+def _placed(said: str, key: str, section: str, name: str) -> str:
+    """What a metric says, with the keys that it stands under. ``distances`` alone is spoken of by others, too."""
+    own = rf"metrics\.scores\.({re.escape(name)}|(?!distances\b)[A-Za-z0-9_]+)"
+    return re.sub(own, f"{section}.{name}", said.replace("metrics.samples", key))
+
+
+def possible(
+    metrics: Mapping[str, Metric],
+    system: object,
+    data: DataSet,
+    key: str = "metrics.samples",
+    section: str = "metrics.scores",
+) -> tuple[dict[str, Metric], list[str]]:
+    """``metrics`` without those that leave themselves out, and one line about each of these. Keys as in ``require``."""
+    kept, lines = dict(metrics), []
+    for name, metric in metrics.items():
+        why = metric.left_out(system, data) if isinstance(metric, Dispensable) else None
+        if why is not None:
+            del kept[name]
+            why = _placed(why.removeprefix("metrics: "), key, section, name)
+            lines.append(f"{section}.{name} ({type(metric).__name__}) is left out: {why}")
+    return kept, lines
 
 
 def promised(metrics: Mapping[str, Metric], system: object, data: DataSet) -> list[str]:
@@ -214,6 +260,7 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str, splits
         bits=8,
         extractors={name: dict(facts) for name, facts in subject.used_extractors.items()},
         weights=weights,
+        labels=None if subject.labels is None else "given" if weights == "given" else "training frequencies",
         truncation=getattr(subject.system, "truncation", None),
         temperature=getattr(subject.system, "temperature", None),
         precision=subject.precision,

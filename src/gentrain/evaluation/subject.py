@@ -57,8 +57,8 @@ class Subject:
             raise UserError(f"metrics.samples={n}: 0 (none are drawn) or more")
         self.data, self.system, self.n, self.seed, self.labels = data, system, n, seed, labels
         self.device, self.precision, self.limit = torch.device(device), precision, limit
-        self.used_extractors: dict[str, dict[str, str]] = {}
-        """Of each extractor that a score was made with, by name: SHA-256 and how it resizes."""
+        self.used_extractors: dict[str, dict[str, str | float]] = {}
+        """Of each extractor that a score was made with, by name: SHA-256, how it resizes, and its ``record``."""
         self.used_splits: dict[str, int] = {}
         """Split and number of its samples that the metric at work has used."""
         self.seconds_drawing = 0.0
@@ -100,7 +100,8 @@ class Subject:
     def extractor(self, source: ExtractorSource) -> Extractor:
         extractor = self._cache.extractor(source, self.data, self.device)
         resize = getattr(extractor, "resize", "none")
-        self.used_extractors[extractor.name] = {"sha256": extractor.sha256, "resize": resize}
+        facts = {"sha256": extractor.sha256, "resize": resize}
+        self.used_extractors[extractor.name] = facts | getattr(extractor, "record", {})
         return extractor
 
     def sample_features(self, source: ExtractorSource) -> Features:

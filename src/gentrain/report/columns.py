@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from gentrain.config import nearest
 from gentrain.errors import UserError
+from gentrain.report import names
 from gentrain.report.rows import Row
 from gentrain.report.runs import Run
 
@@ -22,12 +23,13 @@ BEST, PUBLISHED = "best.", "published."
 FACTS = ("parameters", "iteration", "images", "seconds", "minutes", "images_per_second", "samples_per_second")
 NOT_MEASURED = "not measured"
 
-EXTRACTOR = r"(?:_(?!sd$)[a-z0-9]+)?"
+EXTRACTOR = r"(?:_(?!(?:sd|real)$)[a-z0-9]+)?"
 DISTANCE = r"(?:fid|fd_[a-z0-9]+)"
+WITH_EXTRACTOR = ("kid", "is", "precision", "recall", "density", "coverage", "copy_rate", "authenticity")
 BASES = {
     "fd": DISTANCE,
     "floor": rf"{DISTANCE}_floor",
-    **{name: rf"{name}{EXTRACTOR}" for name in ("kid", "is", "precision", "recall", "density", "coverage")},
+    **{name: rf"{name}{EXTRACTOR}" for name in WITH_EXTRACTOR},
     "bits/dim": "bits_per_dim",
     "nats": "nll_nats",
     "modes": "modes_covered",
@@ -41,16 +43,19 @@ BASES = {
 
 DEFAULT = (
     *("fd", "floor", "kid", "is", "precision", "recall", "bits/dim", "nats", "modes", "swd"),
-    *("images", "minutes"),
+    *("parameters", "images", "seconds", "images/s", "samples/s"),
 )
 
-LIKELIHOODS = re.compile(r"nll_nats|bits_per_dim|elbo_nats|iw_bound_nats|log_z")
-OF_SAMPLES = re.compile(
-    r"fid|fd(_|$)|kid|is(_|$)|precision|recall|density|coverage|classes_shown|label_entropy|modes_|high_quality|swd|ms_ssim"
-    r"|cas|reverse_kl|parzen|samples_per_second"
+SAMPLED = (*names.OF_IMAGES, *names.BY_CLASS, *names.OF_VECTORS, *names.OF_EITHER, "floor", "samples_per_second")
+ASKED_OF = (
+    (names.LIKELIHOODS, {"log_likelihood"}, "no likelihood"),
+    (names.OF_RBMS, {"rbm"}, "no Boltzmann machine"),
+    (names.RECONSTRUCTIONS, {"encode", "decode"}, "no reconstructions"),
+    (SAMPLED, {"sample"}, "no samples"),
 )
-OF_IMAGES = re.compile(r"fid|fd_|kid|is(_|$)|precision|recall|classes_shown|bits_per_dim|ms_ssim|cas|swd_")
-OF_VECTORS = re.compile(r"modes_|high_quality|swd$")
+"""(scores, the capabilities that they ask of a system, what is said of one that lacks them)."""
+
+PER_PIXEL = ("floor", "bits_per_dim", "bits_per_dim_{N}bit", "reconstruction_psnr")
 ABOVE, BELOW = re.compile(r"nll_nats$|bits_per_dim"), re.compile(r"elbo_nats|iw_bound_nats")
 
 
@@ -68,6 +73,7 @@ class Cell:
     undefined: bool = False
     note: str = ""
     is_fact: bool = False
+    in_minutes: bool = False
 
 
 def score_of(key: str) -> str:
@@ -109,6 +115,7 @@ def cell(row: Row, key: str) -> Cell:
         bound=_bound(row.runs[0], score_of(key)),
         note="; ".join(notes),
         is_fact=key in FACTS,
+        in_minutes=key == "minutes",
     )
 
 
@@ -125,14 +132,15 @@ def _gap(run: Run, key: str) -> tuple[str, bool]:
     if key.startswith(PUBLISHED) and score not in run.published:
         return "no published figure stated", True
     if run.can is not None:
-        if LIKELIHOODS.match(score) and "log_likelihood" not in run.can:
-            return "no likelihood", True
-        if OF_SAMPLES.match(score) and "sample" not in run.can:
-            return "no samples", True
-    if run.is_image is False and OF_IMAGES.match(score):
+        for kinds, capabilities, reason in ASKED_OF:
+            if names.is_one_of(score, kinds) and not capabilities <= run.can:
+                return reason, True
+    if run.is_image is False and names.is_one_of(score, (*names.OF_IMAGES, *names.BY_CLASS, *PER_PIXEL)):
         return "not for vectors", True
-    if run.is_image and OF_VECTORS.match(score):
+    if run.is_image and names.is_one_of(score, names.OF_VECTORS):
         return "not for images", True
+    if run.conditional is False and names.is_one_of(score, names.BY_CLASS):
+        return "not asked by class", True
     if "nll_nats" in run.final and not key.startswith(BEST):
         if score.startswith("bits_per_dim"):
             return "no likelihood of 8-bit images", True
@@ -163,16 +171,17 @@ def default(rows: Sequence[Row]) -> list[str]:
     return [*keys, *(key for key in there if key.startswith(PUBLISHED) and key not in keys)]
 
 
-def chosen(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
+def chosen(asked: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """The columns of ``columns=a,b,c``: keys, or short names for all keys of a kind. UserError for an unknown one."""
     there = existing(rows)
     keys = []
-    for name in names:
+    for name in asked:
         pattern = BASES.get(name, re.escape(name))
         wanted = [name] if name in there else [key for key in there if re.fullmatch(pattern, key)]
         if not wanted:
-            if name not in BASES and not _is_known(name):
-                raise UserError(f"columns: {name}: no such column{nearest(name, [*there, *BASES])}")
+            if not _is_known(name):
+                known = dict.fromkeys([*there, *BASES, *FACTS, *names.spelt()])
+                raise UserError(f"columns: {name}: no such column{nearest(name, known)}")
             # A score that nobody measured is a column all the same: it says so.
             wanted = [pattern if re.fullmatch("[a-z_]+", pattern) else name]
         keys += wanted
@@ -182,8 +191,7 @@ def chosen(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
 def _is_known(name: str) -> bool:
     """Whether it is the key of a score or fact that gentrain knows, though no run here has it."""
     score = score_of(name)
-    base = re.sub(r"(_domain|_dinov2|_mobilenetv2)?(_floor)?$", "", score)
-    return score in (*FACTS, *BASES.values()) or bool(LIKELIHOODS.fullmatch(score)) or base in ("fid", *BASES)
+    return score in FACTS or score in BASES or names.is_known(score)
 
 
 def heading(key: str) -> str:

@@ -53,6 +53,8 @@ class Run:
     can: frozenset[str] | None
     """Capabilities, names of ``gentrain.types.CAPABILITIES``; None: the config does not say."""
     is_image: bool | None
+    conditional: bool | None
+    """Whether its samples are asked by class; None: an older card, which does not say."""
     choices: Mapping[str, str]
     config: Node
     protocol: Mapping[str, Any]
@@ -187,6 +189,7 @@ def _run(path: Path, config: Node, card: Mapping[str, Any]) -> Run:
     anew = best.get("full") or best.get("at_end")
     monitor = best.get("monitor")
     shape = mapping(card.get("spec")).get("shape")
+    conditional = card.get("conditional")
     kind = {"images": True, "vectors": False}.get(str(config.get("kind")))
     return Run(
         path=path,
@@ -196,6 +199,7 @@ def _run(path: Path, config: Node, card: Mapping[str, Any]) -> Run:
         created=str(card.get("created")),
         can=frozenset(map(str, can)) if isinstance(can, list) else None,
         is_image=len(shape) == 3 if isinstance(shape, list) else kind,
+        conditional=conditional if isinstance(conditional, bool) else None,
         choices=choices,
         config=config,
         protocol=mapping(results.get("protocol")),
@@ -226,9 +230,7 @@ def _scores(node: object, where: str) -> dict[str, float]:
         raise ValueError(f"run.json: {where} is no mapping")
     found = {}
     for key, value in node.items():
-        if value is None:
-            continue
-        parsed = number(value)
+        parsed = math.nan if value is None else number(value)  # JSON has no other word for it
         if parsed is None or not SCORE.fullmatch(key):
             raise ValueError(f"run.json: {where}: {key!r:.40} is no score")
         found[key] = parsed

@@ -79,7 +79,9 @@ def words(found: Cell) -> str:
     if found.mean is None:
         return found.gap
     same = found.is_fact and found.sd == 0
-    text = number(found.mean) if found.sd is None or same else with_spread(found.mean, found.sd)
+    scale, unit = (60, " s") if found.in_minutes and found.mean < 1 else (1, "")  # 0.006667 minutes tell nobody much
+    mean, sd = found.mean * scale, None if found.sd is None or same else found.sd * scale
+    text = (number(mean) if sd is None else with_spread(mean, sd)) + unit
     return f"{found.bound} {text}" if found.bound else text
 
 
@@ -179,7 +181,9 @@ def blocks(headings: Sequence[str], body: Sequence[Sequence[str]], width: int) -
         parts[-1].append(i)
     console = Console(width=width, color_system=None, legacy_windows=False)
     with console.capture() as captured:  # rich itself would end the process with exit code 1 on a closed pipe
-        for chosen in parts:
+        for place, chosen in enumerate(parts):
+            if place:
+                console.print()
             view = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
             view.add_column(Text(heads[0].replace("\n", " ")), overflow="fold", width=first)
             for i in chosen:
