@@ -38,8 +38,8 @@ class Stay(_Block):
         super().__init__(c_in, c_out, c_out, norm, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.convolution1(self.before1(x))
-        return x + self.convolution2(self.before2(h))
+        h: Tensor = self.convolution2(self.before2(self.convolution1(self.before1(x))))
+        return x + h
 
 
 class Down(_Block):
@@ -63,8 +63,9 @@ class Up(_Block):
         self.around = nn.Conv2d(c_in, c_out, 1, bias=norm == "none")
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.convolution1(F.interpolate(self.before1(x), scale_factor=2, mode="nearest"))
-        return F.interpolate(self.around(x), scale_factor=2, mode="nearest") + self.convolution2(self.before2(h))
+        grown = self.convolution1(F.interpolate(self.before1(x), scale_factor=2, mode="nearest"))
+        h: Tensor = self.convolution2(self.before2(grown))
+        return h + F.interpolate(self.around(x), scale_factor=2, mode="nearest")
 
 
 @dataclass(frozen=True)
