@@ -41,7 +41,7 @@ NETS = ("size=small", "metrics=none", "model.latent=2", "model.net.hidden=[64,64
 MODELS = {
     "autoencoder": ("model=ae",),
     "denoising": ("model=dae", f"model.corruption.sigma={SIGMA}"),
-    "contractive": ("model=cae", "loss=squared", "model.regularisers.contraction.weight=0.1"),
+    "contractive": ("model=cae", "loss=squared", "model.regularisers.contraction.weight=0.5"),
     "variational": ("model=vae", "loss=density", f"loss.scale={NOISE}"),
 }
 
@@ -96,10 +96,15 @@ def measure(name: str, system: System, data: DataSet, n: int) -> dict[str, float
     return found
 
 
+def framed(axes: Any, title: str) -> None:
+    axes.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal", xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
+
+
 def panel(axes: Any, title: str, *clouds: tuple[Tensor, str]) -> None:
     for points, colour in clouds:
         axes.scatter(*points.T.tolist(), s=3, color=colour, linewidths=0)
-    axes.set(title=title, xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal", xticks=[], yticks=[])
+    framed(axes, title)
 
 
 def field(axes: Any, title: str, system: System) -> None:
@@ -111,7 +116,7 @@ def field(axes: Any, title: str, system: System) -> None:
     circle = around(256, 0.0)
     axes.plot(*circle.T.tolist(), color="#c9c9c9", linewidth=2, zorder=0)
     axes.quiver(*x.T.tolist(), *v.T.tolist(), color="#b5402a", angles="xy", scale_units="xy", scale=1, width=0.006)
-    axes.set(title=title, xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal", xticks=[], yticks=[])
+    framed(axes, title)
 
 
 def picture(systems: dict[str, System], data: DataSet, n: int, path: Path) -> None:

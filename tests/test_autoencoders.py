@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from conftest import Run, tiny, words
+from PIL import Image
 from test_contract import batches, differences, ready
 from torch import Tensor, nn
 
@@ -293,6 +298,41 @@ def test_weights_stay_tied_through_checkpoint_and_average() -> None:
     assert averaged.average is not None
     copies = averaged.average.nets
     assert torch.equal(copies["encoder"].weight, copies["decoder"][0].weight)  # type: ignore[arg-type, index]
+
+
+# ------------------------------------------------------------------ the figure
+
+
+def manifold() -> ModuleType:
+    """scripts/manifold.py as a module."""
+    spec = importlib.util.spec_from_file_location("manifold", Path(__file__).parents[1] / "scripts" / "manifold.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_manifold_figure_shows_the_denoiser_go_back_and_the_plain_one_stay(tmp_path: Path) -> None:
+    assert manifold().main(["--iterations=400", "--points=100", f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "manifold.json").read_text(encoding="utf-8"))
+    models = found["models"]
+    assert list(models) == ["autoencoder", "denoising", "contractive", "variational"]
+    assert all(one["distance_off_data"] == pytest.approx(found["data"]["off_data_by"]) for one in models.values())
+    left = {name: one["distance_off_data_reconstructed"] for name, one in models.items()}
+    assert left["denoising"] < 0.5 * left["autoencoder"]
+    assert models["denoising"]["towards"] > 0.9
+    assert models["denoising"]["distance_of_reconstructions"] < models["denoising"]["distance_of_data"]
+    assert ["distance_of_samples" in one for one in models.values()] == [False, False, False, True]
+    with Image.open(tmp_path / "pictures" / "manifold.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 50
+
+
+def test_the_figure_measures_distances_to_the_circle() -> None:
+    module = manifold()
+    assert module.distance(torch.tensor([[0.0, 0.0], [0.0, -1.5], [0.6, 0.8]])).tolist() == pytest.approx([1, 0.5, 0])
+    torch.testing.assert_close(module.distance(module.around(9, -0.25)), torch.full((9,), 0.25))
 
 
 # ------------------------------------------------------------------ mistakes
