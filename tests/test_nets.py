@@ -15,6 +15,7 @@ from gentrain.nets.architecture import Architecture
 from gentrain.nets.dcgan import DCGAN
 from gentrain.nets.layers import ACTIVATIONS, IMAGE_NORMS, INITS, VECTOR_NORMS, Crop, Pad
 from gentrain.nets.mlp import MLP
+from gentrain.nets.residual import Down, Residual, Stay, Up
 from gentrain.objectives.penalties import clip_weights, gradient_norms, gradient_penalty, refuse_batch_norm
 from gentrain.types import Spec
 
@@ -31,6 +32,10 @@ ARCHITECTURES: list[Architecture] = [
     DCGAN(width=4),
     DCGAN(width=4, decoder_norm="none", critic_norm="layer", kernel=5),
     DCGAN(width=4, decoder_norm="instance", critic_norm="instance", kernel=3, init_std=None),
+    DCGAN(width=4, upsample="nearest", init_std=None),
+    Residual(width=4),
+    Residual(width=4, decoder_norm="none", critic_norm="layer", blocks=2, activation="leaky_relu"),
+    Residual(width=4, decoder_norm="instance", critic_norm="instance"),
     MLP(hidden=(16, 8)),
     MLP(hidden=(16, 8), activation="leaky_relu", norm="batch", critic_norm="layer", dropout=0.1, init="he"),
     GOODFELLOW,
@@ -110,6 +115,62 @@ def test_dcgan_parameter_counts_at_64_pixels(c: int) -> None:
     assert count(net.encoder(spec, 1)) == encoder
 
 
+@pytest.mark.parametrize("c", [1, 3])
+def test_residual_parameter_counts_at_32_pixels(c: int) -> None:
+    """By hand: two 3x3 convolutions in each block and a 1x1 on its way around; biases where there is no norm."""
+    w, z = 6, 10
+    net, spec = Residual(width=w, decoder_norm="batch", critic_norm="none"), images(32, c)
+    widths = [w, 2 * w, 4 * w, 8 * w]  # 32, 16, 8, 4 pixels
+    convolutions = sum(9 * n * n + 9 * n * m + n * m for n, m in itertools.pairwise(widths))
+    encoder = 9 * c * w + w + convolutions + sum(n + m + m for n, m in itertools.pairwise(widths)) + 16 * 8 * w + 1
+    assert count(net.encoder(spec, 1)) == encoder
+    back = sum(9 * n * m + 9 * m * m + n * m for n, m in itertools.pairwise(widths[::-1]))
+    gains = 2 * sum(n + m for n, m in itertools.pairwise(widths[::-1])) + 2 * w
+    assert count(net.decoder(spec, z)) == z * 16 * 8 * w + back + gains + 9 * w * c + c
+
+
+@pytest.mark.parametrize("block", [Down, Up, Stay])
+def test_a_residual_block_is_its_way_around_when_its_convolutions_are_zero(block: type[Down | Up | Stay]) -> None:
+    layer = block(3, 3 if block is Stay else 5, "batch", "relu")
+    nn.init.zeros_(layer.convolution2.weight)
+    x = torch.randn(2, 3, 8, 8)
+    if block is Stay:
+        expected = x
+    else:
+        kernel = layer.around.weight
+        full = torch.nn.functional.conv2d(x, kernel)
+        blocks = full.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+        expected = blocks if block is Down else full.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(layer(x), expected)
+    nn.init.ones_(layer.convolution2.weight)
+    assert not torch.allclose(layer(x), expected)
+
+
+def test_blocks_add_residual_blocks_at_each_size() -> None:
+    kinds = [
+        [type(layer).__name__ for layer in Residual(width=2, blocks=blocks).encoder(images(16), 1)] for blocks in (1, 2)
+    ]
+    assert [name for name in kinds[0] if name in ("Down", "Stay")] == ["Down", "Down"]
+    assert [name for name in kinds[1] if name in ("Down", "Stay")] == ["Down", "Stay", "Down", "Stay"]
+
+
+def test_the_nearest_decoder_has_no_checkerboards() -> None:
+    """Of a constant map a transposed convolution of kernel 3 makes a pattern of period 2 and the other one none."""
+    spread = {}
+    for upsample in ("nearest", "transposed"):
+        net = DCGAN(width=4, kernel=3, decoder_norm="none", init_std=0.5, upsample=upsample)  # type: ignore[arg-type]
+        last = [m for m in net.decoder(images(32), 7) if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)][-1]
+        grown = torch.ones(1, last.in_channels, 8, 8)
+        out = last(nn.Upsample(scale_factor=2)(grown) if upsample == "nearest" else grown)[..., 4:-4, 4:-4]
+        spread[upsample] = float(out.detach().std(dim=(2, 3)).max())
+    assert spread["nearest"] < 1e-5
+    assert spread["transposed"] > 0.1
+    decoder = DCGAN(width=4, upsample="nearest").decoder(images(64), 7)
+    assert not any(isinstance(layer, nn.ConvTranspose2d) for layer in decoder.modules())
+    assert sum(isinstance(layer, nn.Upsample) for layer in decoder.modules()) == 4
+    assert {m.kernel_size for m in decoder.modules() if isinstance(m, nn.Conv2d)} == {(3, 3)}
+
+
 def test_every_normalisation_has_a_gain_and_a_bias_per_channel() -> None:
     sizes = {norm: count(DCGAN(width=4, critic_norm=norm).encoder(images(32), 1)) for norm in IMAGE_NORMS}
     channels = 8 + 16
@@ -149,9 +210,9 @@ def test_padding_repeats_the_border_and_cropping_undoes_it() -> None:
     assert torch.autograd.gradgradcheck(Pad(3, 8), torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True))
 
 
-def test_28_pixels_are_32_with_a_repeated_border() -> None:
+@pytest.mark.parametrize("net", [DCGAN(width=4, critic_norm="none"), Residual(width=4, critic_norm="none")])
+def test_28_pixels_are_32_with_a_repeated_border(net: DCGAN | Residual) -> None:
     """One and the same set of weights: what 28-pixel networks do is what 32-pixel ones do on padded images."""
-    net = DCGAN(width=4, critic_norm="none")
     small, large = net.encoder(images(28), 1), net.encoder(images(32), 1)
     large.load_state_dict(dict(zip(large.state_dict(), small.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 28, 28)
@@ -165,8 +226,10 @@ def test_28_pixels_are_32_with_a_repeated_border() -> None:
     assert not torch.equal(small(x + corner), small(x))
 
 
-@pytest.mark.parametrize("net", [DCGAN(width=4, critic_norm=norm) for norm in sorted(IMAGE_NORMS)])
-def test_double_backward_and_which_critics_a_penalty_takes(net: DCGAN) -> None:
+@pytest.mark.parametrize(
+    "net", [make(width=4, critic_norm=norm) for make in (DCGAN, Residual) for norm in sorted(IMAGE_NORMS)]
+)
+def test_double_backward_and_which_critics_a_penalty_takes(net: DCGAN | Residual) -> None:
     critic = net.encoder(images(28), 1)
     gradient_penalty(critic, torch.randn(4, 3, 28, 28), torch.randn(4, 3, 28, 28)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters() if p.ndim > 1)
@@ -193,8 +256,9 @@ def test_penalty_gradient_through_in_place_activations_is_right() -> None:
     assert torch.autograd.gradcheck(slope, weight.detach().requires_grad_(), atol=1e-4)
 
 
-def test_memory_format_changes_no_value() -> None:
-    net, x = DCGAN(width=8, critic_norm="instance"), torch.randn(4, 3, 28, 28)
+@pytest.mark.parametrize("make", [DCGAN, Residual])
+def test_memory_format_changes_no_value(make: type[DCGAN | Residual]) -> None:
+    net, x = make(width=8, critic_norm="instance"), torch.randn(4, 3, 28, 28)
     encoder, decoder = net.encoder(images(28), 3), net.decoder(images(28), 7).eval()
     z = torch.randn(4, 7)
     plain = encoder(x), decoder(z)
@@ -254,6 +318,15 @@ def test_every_named_choice_of_the_dense_network_trains(activation: str, norm: s
         (lambda: DCGAN(critic_norm="batc"), r"critic_norm=batc: unknown \(did you mean batch\?\)"),
         (lambda: DCGAN(kernel=1), "kernel"),
         (lambda: DCGAN(width=0), "width"),
+        (lambda: DCGAN(upsample="nearst"), "did you mean nearest"),  # type: ignore[arg-type]
+        (lambda: Residual().decoder(Spec((2,)), 7), "use model/net=mlp"),
+        (lambda: Residual().encoder(Spec((3, 8, 16)), 1), "square"),
+        (lambda: Residual().encoder(images(4), 1), "5 pixels"),
+        (lambda: Residual(decoder_norm="batc"), "decoder_norm=batc"),
+        (lambda: Residual(critic_norm="batc"), "critic_norm=batc"),
+        (lambda: Residual(activation="rely"), "did you mean relu"),
+        (lambda: Residual(width=0), "width"),
+        (lambda: Residual(blocks=0), "blocks"),
         (lambda: MLP(activation="rely"), "did you mean relu"),
         (lambda: MLP(norm="instance"), "model.net.norm"),
         (lambda: MLP(dropout=1.0), "dropout"),

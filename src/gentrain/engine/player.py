@@ -104,7 +104,7 @@ class Seat:
         self.optimizer = optimizer
         self.clip = moves.clip
         self.schedule = moves.schedule
-        self.parameters = [p for name in player.nets for p in nets[name].parameters()]
+        self.parameters = distinct(nets[name] for name in player.nets)
         own = {id(p) for p in self.parameters}
         self.others = [p for p in everyone if id(p) not in own]
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -135,6 +135,11 @@ class _Every:
 
     def __call__(self, iteration: int) -> bool:
         return iteration % self.number == 0
+
+
+def distinct(nets: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of some networks in order, each once: two networks may share weights, and one step is one step."""
+    return list(dict.fromkeys(parameter for net in nets for parameter in net.parameters()))
 
 
 def make_optimizer(factory: MakesOptimizer, parameters: list[nn.Parameter]) -> Optimizer:

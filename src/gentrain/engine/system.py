@@ -20,7 +20,7 @@ from gentrain.engine import precision as numbers
 from gentrain.engine.clock import Clock, Ledger
 from gentrain.engine.ema import Average, Ema
 from gentrain.engine.finite import diverged
-from gentrain.engine.player import Moves, Player, Seat, make_optimizer
+from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer
 from gentrain.engine.ranks import average_buffers, average_gradients, world_size
 from gentrain.engine.turns import Alternating, Turns
 from gentrain.errors import UserError
@@ -106,7 +106,7 @@ class System(lightning.LightningModule, ABC):
         for name in dict.fromkeys(p.optimizer or p.name for p in roster):
             sharing = [p for p in roster if (p.optimizer or p.name) == name]
             nets = dict.fromkeys(net for p in sharing for net in p.nets)
-            parameters = [parameter for net in nets for parameter in self.nets[net].parameters()]
+            parameters = distinct(self.nets[net] for net in nets)
             try:
                 made[name] = make_optimizer(self._moves_of(sharing[0]).optimizer, parameters)
             except ValueError as error:  # how torch.optim says that a number is out of its range

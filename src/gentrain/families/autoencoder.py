@@ -14,8 +14,9 @@ from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
-from gentrain.nets.architecture import Architecture
+from gentrain.nets.architecture import Architecture, Tying
 from gentrain.objectives.autoencoding import Code, Corruption, Pass, Reconstruction, Regulariser
+from gentrain.objectives.penalties import refuse_batch_norm
 from gentrain.objectives.priors import Prior
 from gentrain.types import Images, Spec, Terms, to_signed
 
@@ -50,8 +51,13 @@ class EncoderDecoder(System, ABC):
         self.regularisers = dict(regularisers or {})
         self.corruption = corruption
         self._code = code(latent)
-        self.nets["encoder"] = net.encoder(spec, self._code.outputs)
+        encoder = net.encoder(spec, self._code.outputs)
         decoder = net.decoder(spec, latent, channels=loss.channels(spec.channels), bounded=False)
+        if isinstance(net, Tying):
+            net.tie(encoder, decoder)
+        if any(getattr(regulariser, "per_sample", False) for regulariser in self.regularisers.values()):
+            refuse_batch_norm(encoder, "encoder", "a regulariser")
+        self.nets["encoder"] = encoder
         self.nets["decoder"] = nn.Sequential(decoder, loss.head())
 
     @property

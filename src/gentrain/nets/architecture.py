@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -22,4 +22,14 @@ class Architecture(Protocol):
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """Critic or encoder: float images in [-1, 1] [B C H W], or vectors [B D] -> [B out]."""
+        ...
+
+
+@runtime_checkable
+class Tying(Protocol):
+    """An architecture whose decoder works with the encoder's weights."""
+
+    def tie(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        """Put the encoder's parameters in place of the decoder's own, for networks that this architecture made.
+        UserError where they do not fit."""
         ...

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import IMAGE_NORMS, Crop, Pad, choose, set_biases
+from gentrain.nets.layers import BASE, IMAGE_NORMS, Crop, Pad, choose, require_square_images, set_biases
 from gentrain.types import Spec
-
-BASE = 4
-"""Side of the smallest feature map: the code is projected to it, the encoder ends at it."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,10 @@ class DCGAN:
 
     Stage i of n = log2(canvas / 4), but at least ``depth``, counted from the pixels, has ``width * 2**i`` channels and
     at most ``8 * width``.
-    ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``depth``: stages at least. ``init_std``: of all
-    weights and of the gains around 1; None keeps PyTorch's initialisation (better for deep critics without
-    normalisation). UserError for other data or values.
+    ``upsample``: how the decoder doubles a side, by a ``transposed`` convolution or by ``nearest`` neighbours and a 3x3
+    convolution. ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``depth``: stages at least.
+    ``init_std``: of all weights and of the gains around 1; None keeps PyTorch's initialisation (better for deep critics
+    without normalisation). UserError for other data or values.
     """
 
     width: int = 64
@@ -45,10 +44,12 @@ class DCGAN:
     kernel: int = 4
     depth: int = 3
     init_std: float | None = 0.02
+    upsample: Literal["transposed", "nearest"] = "transposed"
 
     def __post_init__(self) -> None:
         choose(IMAGE_NORMS, self.decoder_norm, "model.net.decoder_norm")
         choose(IMAGE_NORMS, self.critic_norm, "model.net.critic_norm")
+        choose({"transposed": 0, "nearest": 0}, self.upsample, "model.net.upsample")
         if self.width < 1:
             raise UserError(f"model.net.width must be 1 or more, got {self.width}")
         if self.kernel < 2:
@@ -72,9 +73,9 @@ class DCGAN:
         ]
         flat = len(widths) - self._halvings(spec)  # stages that stay at 4x4
         for i, (wide, narrow) in enumerate(pairwise(widths)):
-            up = self._level(wide, narrow, bias) if i < flat else self._up(wide, narrow, bias)
-            layers += [up, *norm(narrow), nn.ReLU(inplace=True)]
-        layers.append(self._up(widths[-1], channels or spec.channels, bias=True))
+            up = [self._level(wide, narrow, bias)] if i < flat else self._up(wide, narrow, bias)
+            layers += [*up, *norm(narrow), nn.ReLU(inplace=True)]
+        layers += self._up(widths[-1], channels or spec.channels, bias=True)
         if spec.size != spec.canvas:
             layers.append(Crop(spec.size, spec.canvas))
         if bounded:
@@ -98,16 +99,7 @@ class DCGAN:
 
     def _widths(self, spec: Spec) -> list[int]:
         """Channels of each stage, from the pixels to 4x4."""
-        if not spec.is_image:
-            raise UserError(
-                f"model/net=dcgan makes images, and the data are vectors of {spec.numel} numbers: use model/net=mlp"
-            )
-        if spec.shape[1] != spec.shape[2]:
-            raise UserError(
-                f"model/net=dcgan needs square images, got {spec.shape[1]}x{spec.shape[2]}: choose a data.size"
-            )
-        if spec.canvas < 2 * BASE:
-            raise UserError(f"model/net=dcgan needs images of 5 pixels or more, got {spec.size}: choose a data.size")
+        require_square_images(spec)
         return [self.width * min(2**i, 8) for i in range(max(self._halvings(spec), self.depth))]
 
     @staticmethod
@@ -124,10 +116,12 @@ class DCGAN:
         """Convolution that halves an even side, whatever the kernel."""
         return nn.Conv2d(c_in, c_out, self.kernel, stride=2, padding=(self.kernel - 1) // 2, bias=bias)
 
-    def _up(self, c_in: int, c_out: int, bias: bool) -> nn.Module:
-        """Transposed convolution that doubles the side, whatever the kernel."""
+    def _up(self, c_in: int, c_out: int, bias: bool) -> list[nn.Module]:
+        """Layers that double the side; the transposed convolution does so whatever its kernel."""
+        if self.upsample == "nearest":
+            return [nn.Upsample(scale_factor=2, mode="nearest"), self._level(c_in, c_out, bias)]
         pad, rest = (self.kernel - 1) // 2, self.kernel % 2
-        return nn.ConvTranspose2d(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)
+        return [nn.ConvTranspose2d(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)]
 
     def _initialised(self, net: nn.Sequential) -> nn.Sequential:
         if self.init_std is None:

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from gentrain.config import nearest
 from gentrain.errors import UserError
+from gentrain.types import Spec
 
 T = TypeVar("T")
+
+BASE = 4
+"""Side of the smallest feature map of convolutional networks: a code is projected to it, an encoder ends at it."""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -53,6 +57,20 @@ def choose(table: Mapping[str, T], name: str, key: str) -> T:
     if name in table:
         return table[name]
     raise UserError(f"{key}={name}: unknown{nearest(name, table)}")
+
+
+def require_square_images(spec: Spec) -> None:
+    """UserError for data that convolutional networks between 4x4 and the pixels cannot take."""
+    if not spec.is_image:
+        raise UserError(
+            f"model.net: convolutions make images, and the data are vectors of {spec.numel} numbers: use model/net=mlp"
+        )
+    if spec.shape[1] != spec.shape[2]:
+        raise UserError(
+            f"model.net: this one needs square images, got {spec.shape[1]}x{spec.shape[2]}: choose a data.size"
+        )
+    if spec.canvas < 2 * BASE:
+        raise UserError(f"model.net: this one needs images of 5 pixels or more, got {spec.size}: choose a data.size")
 
 
 class Pad(nn.Module):

@@ -82,7 +82,8 @@ class Pass:
 
 
 Regulariser = Callable[[Pass], Tensor]
-"""A scalar, its weight included, that is added to the reconstruction error."""
+"""A scalar, its weight included, that is added to the reconstruction error. One that has a true ``per_sample`` needs an
+encoder that treats the samples of a batch one by one: batch normalisation is refused with it."""
 
 Corruption = Callable[[Tensor], Tensor]
 """Float data in [-1, 1] to data of the same shape, drawn anew at each call; in training only."""

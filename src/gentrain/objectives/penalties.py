@@ -20,7 +20,7 @@ from gentrain.errors import UserError
 from gentrain.types import Terms
 
 Critic = Callable[[Tensor], Tensor]
-"""Float samples [B ...] to scores [B] or [B 1]."""
+"""Float samples [B ...] to scores [B] or [B K]."""
 
 
 class Penalty(Protocol):
@@ -40,7 +40,19 @@ def gradient_norms(critic: Critic, x: Tensor) -> Tensor:
     Differentiable with respect to the critic (second order) where gradients are enabled. ``x`` is cut from its graph:
     nothing reaches a generator. 1e-12 under the root keeps the derivative finite where the slope is 0.
     """
-    return _squared_gradient_norms(critic, x).add(1e-12).sqrt()  # [B]
+    return squared_gradient_norms(critic, x).add(1e-12).sqrt()  # [B]
+
+
+def squared_gradient_norms(critic: Critic, x: Tensor) -> Tensor:
+    """Squared slope at each sample [B], under the conditions of ``gradient_norms``. A critic of several outputs gives
+    the slope of their sum: v^T J for outputs that are weighed by v."""
+    differentiable = torch.is_grad_enabled()
+    # enable_grad: a slope can also be measured under no_grad, for a log.
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach().float().requires_grad_()
+        # The sum's gradient is each sample's own gradient as long as no sample sees another: hence refuse_batch_norm.
+        (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=differentiable)
+        return gradient.flatten(1).square().sum(1)  # [B]
 
 
 def gradient_penalty(
@@ -61,7 +73,7 @@ def gradient_penalty(
 
 def r1(critic: Critic, real: Tensor) -> Tensor:
     """Half the mean squared slope at real samples (Mescheder et al. 2018, arXiv 1801.04406, eq. 9 with gamma = 1)."""
-    return 0.5 * _squared_gradient_norms(critic, real).mean()
+    return 0.5 * squared_gradient_norms(critic, real).mean()
 
 
 def dragan(critic: Critic, real: Tensor, *, target: float = 1.0) -> Tensor:
@@ -118,13 +130,13 @@ class Dragan:
         return {"dragan": self.weight * dragan(critic, real)}
 
 
-def refuse_batch_norm(critic: nn.Module) -> None:
-    """UserError naming the first batch-norm layer of a critic that a per-sample penalty is about to be used on."""
-    for name, layer in critic.named_modules():
+def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the gradient penalty") -> None:
+    """UserError naming the first batch-norm layer of a network that a per-sample penalty is about to be used on."""
+    for name, layer in net.named_modules():
         if isinstance(layer, _BatchNorm):
             raise UserError(
-                f"critic layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
-                "the gradient penalty is per sample: set model.net.critic_norm=none, layer or instance"
+                f"{what} layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
+                f"{penalty} is per sample: set model.net.critic_norm=none, layer or instance"
             )
 
 
@@ -138,16 +150,6 @@ def clip_weights(module: nn.Module, bound: float) -> None:
         raise UserError(f"weight clipping: bound={bound}: a number above 0 is needed")
     for parameter in module.parameters():
         parameter.clamp_(-bound, bound)
-
-
-def _squared_gradient_norms(critic: Critic, x: Tensor) -> Tensor:
-    differentiable = torch.is_grad_enabled()
-    # enable_grad: a slope can also be measured under no_grad, for a log.
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        x = x.detach().float().requires_grad_()
-        # The sum's gradient is each sample's own gradient as long as no sample sees another: hence refuse_batch_norm.
-        (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=differentiable)
-        return gradient.flatten(1).square().sum(1)  # [B]
 
 
 def _one_per_sample(x: Tensor) -> Tensor:
