@@ -140,13 +140,13 @@ def test_principal_components_are_those_of_the_covariance() -> None:
 
 
 class Half(nn.Module):
-    """Encodes the class in one number, and is sure of as many clusters as there are classes."""
+    """Encodes the class in one number, and is sure of three of its five clusters."""
 
     def encode(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, :1].float()
 
     def cluster(self, x: Tensor) -> Tensor:
-        return nn.functional.one_hot(self.encode(x)[:, 0].long() // 80, 3).float()
+        return nn.functional.one_hot(self.encode(x)[:, 0].long() // 80 * 2, 5).float()
 
 
 class Plain(nn.Module):
@@ -202,6 +202,10 @@ def test_labels_that_are_missing_or_many_are_one_line() -> None:
     without = in_memory("bare", spec, (x, None), (x, None))
     with pytest.raises(UserError, match="split=test of data 'bare' has no class labels"):
         class_labels(without, "test")
+    lenient = {"clustering": Clustering(optional=True)}
+    lenient["clustering"].check(without)
+    assert promised(lenient, Half(), without) == []
+    assert evaluate(lenient, Subject(without, Half(), lambda n: torch.zeros(n), n=0), "raw").scores == {}
     several = in_memory("faces", Spec((1, 2, 2), (), ("hat", "grin")), (x, x[:, 0, 0]), (x, x[:, 0, 0]))
     with pytest.raises(UserError, match="2 attributes a sample"):
         Clustering().check(several)

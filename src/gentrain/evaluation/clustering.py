@@ -108,7 +108,8 @@ class Clustering:
 
     ``split``, ``limit``: so many samples spread over it, None for all; fitted and scored on the same samples.
     ``clusters``: of k-means, None for as many as classes. ``restarts``: of k-means. ``baselines``: pixels and PCA too;
-    they depend on data and seed alone. ``batch``: per call.
+    they depend on data and seed alone. ``batch``: per call. ``optional``: data without one class a sample get no such
+    scores; else they are refused.
     """
 
     split: str = "test"
@@ -117,6 +118,7 @@ class Clustering:
     restarts: int = 10
     baselines: bool = True
     batch: int = 250
+    optional: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset({"encode"})
 
@@ -127,10 +129,14 @@ class Clustering:
                 raise UserError(f"metrics.scores.clustering.{name}={value}: at least 1")
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        if self._left_out(data):
+            return ()
         keys = [f"cluster_{score}{of}" for of in self._kinds(system) for score in ("accuracy", "nmi", "ari")]
         return (*keys, "cluster_accuracy_confident", "clusters_used") if isinstance(system, Clusterer) else tuple(keys)
 
     def check(self, data: DataSet, n: int | None = None) -> None:
+        if self._left_out(data):
+            return
         try:
             class_labels(data, self.split)
         except UserError as error:
@@ -142,12 +148,16 @@ class Clustering:
             )
 
     def looks_at(self, data: DataSet, limit: int | None) -> int:
+        if self._left_out(data):
+            return 0
         return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
 
     def probe(self, system: object, x: Tensor) -> None:
         system.encode(x.to(getattr(system, "device", "cpu")))  # type: ignore[attr-defined]
 
     def measure(self, subject: Subject) -> dict[str, float]:
+        if self._left_out(subject.data):
+            return {}
         count = max(self.looks_at(subject.data, subject.limit), self._k(subject.data))
         index = subject.reference_index(self.split, count)
         rows, labels = split_of(subject.data, self.split), class_labels(subject.data, self.split)[index]
@@ -167,6 +177,10 @@ class Clustering:
             found |= self._k_means(pixels, labels, subject, "_pixels")
             found |= self._k_means(principal_components(pixels, code.shape[1], subject.seed), labels, subject, "_pca")
         return found | (_own(torch.cat(own), labels) if own else {})
+
+    def _left_out(self, data: DataSet) -> bool:
+        y = split_of(data, self.split).y
+        return self.optional and (y is None or y.ndim != 1)
 
     def _kinds(self, system: object) -> list[str]:
         return [
