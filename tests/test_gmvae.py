@@ -233,12 +233,12 @@ def test_the_floor_is_under_the_named_term_and_the_mean_of_the_batch() -> None:
     for nats, held, slope in ((0.2, 0.5, False), (0.7, 0.7, True)):
         given = evidence(nats)
         terms = bound(given)
-        assert float(terms["kl_components"]) == pytest.approx(held)
-        assert float(terms["kl"]) == pytest.approx(0.2)
+        assert terms["kl_components"].item() == pytest.approx(held)
+        assert terms["kl"].item() == pytest.approx(0.2)
         (gradient,) = torch.autograd.grad(terms["kl_components"], given.output)
         assert bool(gradient.abs().sum() > 0) == slope, "below the floor nothing pushes"
-        assert float(given.elbo) == pytest.approx(-0.2 - nats), "what is logged is the bound itself"
-    assert {k: round(float(v), 3) for k, v in ELBO(free_nats=0.5)(evidence(0.2)).items()} == {
+        assert given.elbo.item() == pytest.approx(-0.2 - nats), "what is logged is the bound itself"
+    assert {k: round(v.item(), 3) for k, v in ELBO(free_nats=0.5)(evidence(0.2)).items()} == {
         "reconstruction": 0.0, "kl": 1.0, "kl_components": 0.5
     }  # fmt: skip
 
@@ -300,6 +300,9 @@ def test_the_number_of_components_in_use_is_logged(used: list[int], expected: fl
     z = 50.0 * torch.eye(4)[used]
     system.watch(Evidence(torch.zeros(1, 4), torch.zeros(4, 8), z, prior, 1))  # type: ignore[operator, arg-type]
     assert system.report()["components/used"] == pytest.approx(expected, rel=1e-4)
+    nn.init.zeros_(prior.network.value)  # all alike: everything belongs to all of them
+    system.watch(Evidence(torch.zeros(1, 4), torch.zeros(4, 8), z, prior, 1))  # type: ignore[operator, arg-type]
+    assert system.report()["components/used"] == pytest.approx(1.0, rel=1e-4)
 
 
 def test_the_prior_learns_and_its_average_is_kept_with_it() -> None:

@@ -158,12 +158,13 @@ class MixtureVariational(LatentVariable):
         return cast("Mixture", self.posterior)
 
     def watch(self, evidence: Evidence) -> None:
-        """``components/used``: exp of the entropy of p(c) averaged over the batch, from 1 (all data belong to one
-        component, or to all alike) to K."""
+        """``components/used``: exp of the mutual information of sample and component in the batch, from 1 (all samples
+        belong to one component, or each to all alike: what over-regularisation leaves) to K."""
         super().watch(evidence)
         with torch.no_grad():
-            share = self.mixture.responsibilities(evidence.latents).mean(0)
-            self.note("components/used", torch.special.entr(share).sum().exp())
+            p = self.mixture.responsibilities(evidence.latents)  # [B K]
+            nats = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()
+            self.note("components/used", nats.exp())
 
     def cluster(self, x: Tensor) -> Tensor:
         """Probability of each component [B K]."""
