@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast, final
@@ -16,12 +17,11 @@ from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.families.autoencoder import EncoderDecoder
 from gentrain.nets.architecture import Architecture
-from gentrain.objectives.autoencoding import Bound, DataLikelihood, Evidence, Posterior, summed
+from gentrain.objectives.autoencoding import Bound, DataLikelihood, Evidence, Mixture, Posterior, summed
 from gentrain.types import Images, LikelihoodOn, Spec, Terms
 
 
-@final
-class Variational(EncoderDecoder):
+class LatentVariable(EncoderDecoder, ABC):
     """A latent-variable model p(x|z) p(z), trained on a bound on log p(x).
 
     ``bound``: which (``ELBO``, importance-weighted). ``bound_samples``: draws behind ``log_likelihood``. ``sample``
@@ -54,6 +54,7 @@ class Variational(EncoderDecoder):
         self.bound_samples = bound_samples
         if isinstance(self._code, nn.Module):
             self.nets["prior"] = self._code
+            del self._code  # it lives where checkpoints and averages find it, and nowhere else
             self.sampled = (*self.sampled, "prior")
 
     @property
@@ -77,8 +78,12 @@ class Variational(EncoderDecoder):
         error = self.likelihood.error(decoded, target if draws == 1 else target.repeat(draws, *[1] * (target.ndim - 1)))
         evidence = Evidence(error.view(draws, -1), output, latents, posterior, self.clock.iteration + 1)
         terms = self.bound(evidence)
-        self.note("elbo/nats", evidence.elbo)
+        self.watch(evidence)
         return terms
+
+    def watch(self, evidence: Evidence) -> None:
+        """Log what nobody minimises."""
+        self.note("elbo/nats", evidence.elbo)
 
     # ---------------------------------------------------------------- capabilities
 
@@ -118,3 +123,54 @@ class Variational(EncoderDecoder):
 
     def _error(self, latents: Tensor, target: Tensor) -> Tensor:
         return self.likelihood.error(self.nets["decoder"](self.posterior.decoded(latents)), target)
+
+
+@final
+class Variational(LatentVariable):
+    """One without clusters of its own."""
+
+
+@final
+class MixtureVariational(LatentVariable):
+    """One whose prior is a mixture: data belong to its components more or less, which makes them clusters."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: Architecture,
+        loss: DataLikelihood,
+        posterior: Callable[[int], Mixture],
+        bound: Bound,
+        players: Mapping[str, Moves],
+        latent: int = 20,
+        bound_samples: int = 64,
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__(spec, net, loss, posterior, bound, players, latent, bound_samples, turns, ema)
+        if not hasattr(self.posterior, "probabilities"):
+            raise UserError(
+                "model.posterior: its prior is no mixture; gentrain.families.variational.Variational is due"
+            )
+
+    @property
+    def mixture(self) -> Mixture:
+        return cast("Mixture", self.posterior)
+
+    def watch(self, evidence: Evidence) -> None:
+        """``components/used``: exp of the mutual information of sample and component in the batch, from 1 (all samples
+        belong to one component, or each to all alike: what over-regularisation leaves) to K."""
+        super().watch(evidence)
+        with torch.no_grad():
+            p = self.mixture.responsibilities(evidence.latents)  # [B K]
+            nats = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()
+            self.note("components/used", nats.exp())
+
+    def cluster(self, x: Tensor) -> Tensor:
+        """Probability of each component [B K]."""
+        return self.mixture.probabilities(self.encoder_output(x))
+
+    def sample_components(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """[K*n C H W] in [-1, 1]: n samples of each component, one component after the other; the first of all share
+        what is no component, and so do the others."""
+        return self.decode(self.mixture.of_each(n, self.device, generator).flatten(0, 1))

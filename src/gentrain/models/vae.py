@@ -11,6 +11,7 @@ importance-weighted bound), tests/test_families.py (both bounds of one set of im
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,25 +62,38 @@ class ELBO:
 
     ``beta``: 1 is the bound itself. ``warmup``: iterations over which beta rises linearly to its value, from its
     first part on (Sonderby et al. 2016, arXiv 1602.02282). ``free_nats``: no divergence of a dimension is pushed below
-    it, by its mean over the batch (Kingma et al. 2016, arXiv 1606.04934, appendix C.8). UserError for values below 0.
+    it, by its mean over the batch (Kingma et al. 2016, arXiv 1606.04934, appendix C.8); one number for all divergences,
+    or one by name and 0 for the others. UserError for values below 0, and for names that do not appear.
     """
 
     beta: float = 1.0
     warmup: int = 0
-    free_nats: float = 0.0
+    free_nats: float | Mapping[str, float] = 0.0
     draws: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("beta", "warmup", "free_nats"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.bound.{name}={getattr(self, name)}: 0 or more")
+        floors = self.free_nats if isinstance(self.free_nats, Mapping) else {"": self.free_nats}
+        free = {f"free_nats{'.' * bool(name)}{name}": value for name, value in floors.items()}
+        for name, value in {"beta": self.beta, "warmup": self.warmup, **free}.items():
+            if not value >= 0:
+                raise UserError(f"model.bound.{name}={value}: 0 or more")
         if self.draws < 1:
             raise UserError(f"model.bound.draws={self.draws}: at least 1")
 
     def __call__(self, evidence: Evidence) -> Terms:
         beta = self.beta * min(1.0, evidence.iteration / max(self.warmup, 1))
         terms = {"reconstruction": evidence.error.mean()}
+        floors = self._floors(evidence.divergences)
         for name, nats in evidence.divergences.items():  # [K*B *]
-            held = nats.mean(0).clamp_min(self.free_nats) if self.free_nats > 0 else nats.mean(0)
+            held = nats.mean(0).clamp_min(floors[name]) if floors[name] > 0 else nats.mean(0)
             terms[name] = beta * held.sum()
         return terms
+
+    def _floors(self, names: Collection[str]) -> dict[str, float]:
+        """Free nats of each divergence."""
+        if not isinstance(self.free_nats, Mapping):
+            return dict.fromkeys(names, self.free_nats)
+        for name in self.free_nats:
+            if name not in names:
+                raise UserError(f"model.bound.free_nats.{name}: no such divergence; this model has {', '.join(names)}")
+        return {name: self.free_nats.get(name, 0.0) for name in names}

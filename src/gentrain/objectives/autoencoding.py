@@ -130,6 +130,22 @@ class Posterior(Protocol):
         ...
 
 
+class Mixture(Posterior, Protocol):
+    """A posterior whose prior is a mixture of K components."""
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Of each component, given the data [B K]."""
+        ...
+
+    def responsibilities(self, latents: Tensor) -> Tensor:
+        """Of each component, given the latents [B K]."""
+        ...
+
+    def of_each(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """Draws from each component [K n Z]; the n-th of all share the rest of the noise."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What a bound is made of, for K draws of each of B images.
