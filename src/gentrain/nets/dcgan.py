@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 
@@ -36,7 +37,8 @@ class DCGAN:
     at most ``8 * width``.
     ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``depth``: stages at least. ``init_std``: of all
     weights and of the gains around 1; None keeps PyTorch's initialisation (better for deep critics without
-    normalisation). UserError for other data or values.
+    normalisation). ``up``: the decoder doubles a side by a transposed convolution, or by repeating pixels before a 3x3
+    convolution, which leaves no checkerboard (Hou et al. 2017, arXiv 1610.00291). UserError for other data or values.
     """
 
     width: int = 64
@@ -45,6 +47,7 @@ class DCGAN:
     kernel: int = 4
     depth: int = 3
     init_std: float | None = 0.02
+    up: Literal["transposed", "nearest"] = "transposed"
 
     def __post_init__(self) -> None:
         choose(IMAGE_NORMS, self.decoder_norm, "model.net.decoder_norm")
@@ -126,13 +129,17 @@ class DCGAN:
 
     def _up(self, c_in: int, c_out: int, bias: bool) -> nn.Module:
         """Transposed convolution that doubles the side, whatever the kernel."""
+        if self.up == "nearest":
+            return nn.Sequential(
+                nn.Upsample(scale_factor=2), nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="replicate", bias=bias)
+            )
         pad, rest = (self.kernel - 1) // 2, self.kernel % 2
         return nn.ConvTranspose2d(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)
 
     def _initialised(self, net: nn.Sequential) -> nn.Sequential:
         if self.init_std is None:
             return net
-        for layer in net:
+        for layer in net.modules():
             weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter):
                 # Gains are the only vectors among the weights.
