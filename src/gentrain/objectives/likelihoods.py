@@ -65,8 +65,9 @@ class Bernoulli(PixelLikelihood):
 
     ``binarize``: ``threshold`` at half brightness; ``sample``: each pixel is on with its brightness as probability,
     drawn anew each time (dynamic binarisation); ``once``: the same drawn once for all, a function of the image (as the
-    fixed binarisation of Larochelle and Murray 2011, with other draws than theirs); ``none``: cross-entropy with grey pixels, as in the PyTorch example,
-    which trains but is not the likelihood of anything. Nats are those of the binary image, so bits/dim is not defined.
+    fixed binarisation of Larochelle and Murray 2011, with other draws than theirs); ``none``: cross-entropy with grey
+    pixels, as in the PyTorch example, which trains but is not the likelihood of anything. Nats are those of the binary
+    image, so bits/dim is not defined.
     """
 
     binarize: Literal["threshold", "sample", "once", "none"] = "threshold"
