@@ -31,7 +31,6 @@ from gentrain.objectives.autoencoding import Pass
 from gentrain.objectives.divergences import CodeDivergence
 from gentrain.types import Images, Spec, to_signed
 
-torchvision = pytest.importorskip("torchvision")
 ALL = tuple(f"relu{block}_{n}" for block, (_, count) in enumerate(BLOCKS, start=1) for n in range(1, count + 1))
 
 
@@ -45,10 +44,9 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def torchvisions(seed: int = 0) -> nn.Module:
     """torchvision's own convolutions of VGG-19 with random weights, without the 124 million of its classifier."""
+    vgg = pytest.importorskip("torchvision.models.vgg")
     torch.manual_seed(seed)
-    from torchvision.models.vgg import cfgs, make_layers
-
-    layers: nn.Module = make_layers(cfgs["E"])
+    layers: nn.Module = vgg.make_layers(vgg.cfgs["E"])
     return layers.eval()
 
 
