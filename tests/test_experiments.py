@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
-    idx_set(tmp_path / "data" / "fashion_mnist", train=160, test=100)
+    for name_ in ("fashion_mnist", "mnist"):
+        idx_set(tmp_path / "data" / name_, train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 
@@ -45,3 +46,20 @@ def test_every_recipe_of_fashion_mnist_states_what_was_reached() -> None:
         head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
         for word in ("Command:", "Hardware:", "Minutes:", "Published:", "Reached:"):
             assert word in head, f"conf/experiment/{name}.yaml does not state its {word}"
+
+
+@pytest.mark.parametrize(
+    ("name", "draws", "nats"), [("vae_mnist_static", 200, 89.9), ("iwae_mnist_static", 5000, 87.1)]
+)
+def test_a_published_figure_stands_beside_its_protocol(name: str, draws: int, nats: float) -> None:
+    from gentrain.compose import compose
+
+    config = compose([f"experiment={name}"]).config
+    assert config["published"] == {"nll_nats": nats}
+    assert config["metrics"]["scores"]["likelihood"]["importance_samples"] == draws
+    assert config["metrics"]["scores"]["likelihood"]["limit"] is None
+    assert config["model"]["loss"]["binarize"] == "once"
+    assert (config["train"]["batch_size"], config["model"]["latent"]) == (20, 50)
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
+    for words in (f"nll_nats {nats}", "nats per image", "# Reached: null."):
+        assert words in head

@@ -134,5 +134,8 @@ def test_an_evaluation_sees_one_binarisation_of_each_image() -> None:
     shades = LEVELS.repeat(1, 1, 64, 64)
     drawn = likelihood.prepare(shades, fixed=True)
     torch.testing.assert_close(drawn.mean((1, 2, 3)), torch.arange(256) / 255, rtol=0, atol=0.04)
-    for other in (*DISCRETE, Bernoulli("threshold"), Bernoulli("none")):
+    once = Bernoulli("once")
+    assert once.prepare(x).equal(fixed), "training too sees that one"
+    assert once.likelihood_on == Bernoulli("threshold").likelihood_on != likelihood.likelihood_on
+    for other in (*DISCRETE, once, Bernoulli("threshold"), Bernoulli("none")):
         assert other.prepare(x, fixed=True).equal(other.prepare(x))

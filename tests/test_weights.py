@@ -193,7 +193,7 @@ def test_a_download_ends_when_too_much_comes_or_too_slowly(monkeypatch: pytest.M
 
 def test_records_are_whole() -> None:
     names = [name for file in FILES for name in file.names]
-    assert len(set(names)) == len(names) == 6
+    assert len(set(names)) == len(names) == 7
     for file in FILES:
         assert file.url.startswith("https://")
         assert file.url.rsplit("/", 1)[1] in file.names

@@ -85,6 +85,11 @@ class Conductor(lightning.Callback):
             spec=asdict(session.data.spec),
             conditional=asks_by_class(system, session.data),
         )
+        remarks = system.remarks()
+        if remarks:
+            session.folder.update_card(remarks=remarks)
+            for what, text in remarks.items():
+                session.progress.line(f"{what}: {text}")
         for logger in session.loggers:
             logger.start(session.config, session.folder.path, name, resume_at=system.clock.iteration, again=self.owed)
         self.validation.real_grid()

@@ -228,6 +228,11 @@ class System(lightning.LightningModule, ABC):
         """Log the mean of a scalar that no player minimises, e.g. ``score/real``."""
         self.ledger.note(key, value)
 
+    def remarks(self) -> dict[str, str]:
+        """What a reader of its results must know and cannot see in the config, by name: it is said at the start and
+        stands in the run card."""
+        return {}
+
     def pending(self) -> dict[str, Any]:
         """What waits to be logged, so that a resumed run logs what an uninterrupted one does."""
         return {"terms": self.ledger.state(), "norms": {seat.player.name: seat.norm_wanted for seat in self.seats}}

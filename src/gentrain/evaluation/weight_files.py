@@ -110,7 +110,19 @@ DINOV2 = {
     "vitb14": _dinov2("vitb14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73", 346_378_731),
     "vitl14": _dinov2("vitl14", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", 1_217_586_395),
 }
-FILES: tuple[WeightFile, ...] = (INCEPTION, MOBILENETV2, *DINOV2.values())
+# torchvision's VGG-19 without normalisation (IMAGENET1K_V1). The project publishes the first eight digits of the hash,
+# in the name; the others and the size are what independent projects that pin the file state, all of them the same.
+VGG19 = WeightFile(
+    name="vgg19-dcbb9e9d.pth",
+    extractor="VGG-19",
+    choice="model=dfc_vae",
+    url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+    licence="BSD-3-Clause",
+    sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+    size=574_673_361,
+    stand_in="the shipped domain extractor (loss.features.otherwise)",
+)
+FILES: tuple[WeightFile, ...] = (INCEPTION, MOBILENETV2, *DINOV2.values(), VGG19)
 
 
 @dataclass(frozen=True)
@@ -177,8 +189,10 @@ def verify(file: WeightFile, path: Path) -> str:
     return found
 
 
-def load_into(net: nn.Module, found: Found, file: WeightFile) -> None:
+def load_into(net: nn.Module, found: Found, file: WeightFile, *, part: bool = False) -> None:
     """Fill a network with the file's tensors. No object is made of it but tensors, whatever its hash.
+
+    ``part``: the network is a part of the file's, whose other tensors are passed over.
 
     Raises UserError if names or shapes are not those of the network.
     """
@@ -188,8 +202,8 @@ def load_into(net: nn.Module, found: Found, file: WeightFile) -> None:
 
     try:
         state: Any = torch.load(found.path, map_location="cpu", weights_only=True)
-        net.load_state_dict(state)
-    except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        net.load_state_dict({key: state[key] for key in net.state_dict()} if part else state)
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         why = " ".join(str(error).split())
         raise UserError(
             f"metrics: {shown(found.path)} holds no weights of {file.extractor} ({why:.200}): {file.url} does"

@@ -47,6 +47,8 @@ class EncoderDecoder(System, ABC):
             raise UserError(f"model.latent={latent}: at least 1")
         loss.require(spec)
         self.loss = loss
+        if isinstance(loss, nn.Module):  # it holds a frozen network: what that must be on a resume goes with the run
+            self.keeps = (*self.keeps, "loss")
         self.latent = latent
         self.regularisers = dict(regularisers or {})
         self.corruption = corruption
@@ -71,6 +73,10 @@ class EncoderDecoder(System, ABC):
         way = self.forward_pass(batch)
         terms = {"reconstruction": way.error.mean()}
         return terms | {name: regulariser(way) for name, regulariser in self.regularisers.items()}
+
+    def remarks(self) -> dict[str, str]:
+        said: dict[str, str] = self.loss.remarks() if hasattr(self.loss, "remarks") else {}
+        return said
 
     def forward_pass(self, batch: Images) -> Pass:
         """Corrupt, encode, draw, decode, compare with the clean data."""

@@ -6,9 +6,13 @@ Codes are [B Z]; spreads are log variances (log sigma^2), which any real number 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gentrain.errors import UserError
+from gentrain.objectives.autoencoding import Pass, summed
 
 
 def kl_standard_normal_terms(mu: Tensor, log_variance: Tensor) -> Tensor:
@@ -29,3 +33,26 @@ def log_normal(z: Tensor, mu: Tensor, log_variance: Tensor) -> Tensor:
 def log_standard_normal(z: Tensor) -> Tensor:
     """log N(z; 0, I) [B] nats for z [B Z]."""
     return -0.5 * (z.float().square() + math.log(2.0 * math.pi)).sum(-1)
+
+
+@dataclass(frozen=True)
+class CodeDivergence:
+    """A regulariser: ``weight`` times KL(q(z|x) || p(z)), summed over Z, mean over the batch; nats at ``weight`` 1.
+
+    UserError for a weight below 0, and for a code that has no distribution.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise UserError(f"model.regularisers: weight={self.weight} of a divergence: 0 or more")
+
+    def __call__(self, way: Pass) -> Tensor:
+        divergences = getattr(way.code, "divergences", None)
+        if divergences is None:
+            raise UserError(
+                f"model.regularisers: {type(way.code).__name__} is a code without a distribution, which has no "
+                "divergence: use model.code._target_=gentrain.models.vae.DiagonalGaussian"
+            )
+        return self.weight * summed(divergences(way.output, way.z)).mean()

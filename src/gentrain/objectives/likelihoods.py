@@ -64,21 +64,23 @@ class Bernoulli(PixelLikelihood):
     """Pixels that are 0 or 1; the decoder's output is the logit of 1 (Kingma and Welling 2014, appendix C.1).
 
     ``binarize``: ``threshold`` at half brightness; ``sample``: each pixel is on with its brightness as probability,
-    drawn anew each time (dynamic binarisation); ``none``: cross-entropy with grey pixels, as in the PyTorch example,
-    which trains but is not the likelihood of anything. Nats are those of the binary image, so bits/dim is not defined.
+    drawn anew each time (dynamic binarisation); ``once``: the same drawn once for all, a function of the image (as the
+    fixed binarisation of Larochelle and Murray 2011, with other draws than theirs); ``none``: cross-entropy with grey
+    pixels, as in the PyTorch example, which trains but is not the likelihood of anything. Nats are those of the binary
+    image, so bits/dim is not defined.
     """
 
-    binarize: Literal["threshold", "sample", "none"] = "threshold"
+    binarize: Literal["threshold", "sample", "once", "none"] = "threshold"
 
     def __post_init__(self) -> None:
-        if self.binarize not in ("threshold", "sample", "none"):
-            raise UserError(f"binarize must be threshold, sample or none, got {self.binarize!r}")
+        if self.binarize not in ("threshold", "sample", "once", "none"):
+            raise UserError(f"binarize must be threshold, sample, once or none, got {self.binarize!r}")
 
     @property
     def likelihood_on(self) -> LikelihoodOn:
         if self.binarize == "none":
             return LikelihoodOn(bits=None, exact=False)
-        return LikelihoodOn(bits=1, binarisation="static" if self.binarize == "threshold" else "dynamic")
+        return LikelihoodOn(bits=1, binarisation="dynamic" if self.binarize == "sample" else "static")
 
     def channels(self, c: int) -> int:
         return c
@@ -92,7 +94,7 @@ class Bernoulli(PixelLikelihood):
             return (unit >= 0.5).float()
         if self.binarize == "none":
             return unit
-        return (_own_noise(x) < unit).float() if fixed else torch.bernoulli(unit)
+        return (_own_noise(x) < unit).float() if fixed or self.binarize == "once" else torch.bernoulli(unit)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         _require_channels(output, target.shape[1])
