@@ -1,4 +1,4 @@
-"""The MMD between codes and prior: against a double loop, a closed form, its mean over draws; the noise and the rates."""
+"""The MMD of codes and prior: against a double loop, a closed form, its mean over draws; the noise and the rates."""
 
 from __future__ import annotations
 
