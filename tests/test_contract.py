@@ -85,7 +85,7 @@ def of_shape(*shape: int) -> DataSet:
     """Noise in the shape of another data set."""
     generator = torch.Generator().manual_seed(0)
     train, test = (torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator) for n in (40, 10))
-    return in_memory("noise", Spec(shape), (train, None), (test, None))
+    return in_memory("noise", Spec(shape, ("even", "odd")), (train, torch.arange(40) % 2), (test, torch.arange(10) % 2))
 
 
 @pytest.mark.parametrize("shape", [None, (1, 28, 28), (3, 32, 32)], ids=["digits", "fashion", "colour"])

@@ -229,6 +229,25 @@ class Clusterer(Protocol):
         ...
 
 
+@runtime_checkable
+class Classifier(Protocol):
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits [B K] of the classes for x uint8 [B C H W]."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromFewLabels(Protocol):
+    """Sees the labels of a few training images only; it is given those when it is built, and no others."""
+
+    labels_per_class: int | None
+    """How many images of each class; None: it wants none of them."""
+
+    def give_labelled(self, images: Images) -> None:
+        """Those images, with ``y`` and ``index``, on the CPU."""
+        ...
+
+
 CAPABILITIES: dict[str, type[Any]] = {
     "sample": Sampler,
     "log_likelihood": Likelihood,
@@ -236,5 +255,6 @@ CAPABILITIES: dict[str, type[Any]] = {
     "encode": Encoder,
     "decode": Decoder,
     "cluster": Clusterer,
+    "classify": Classifier,
 }
 """What evaluation and the commands may ask of a system, by the method's name."""

@@ -16,6 +16,7 @@ GROUPS = {
     "data": "data",
     "losses": "loss",
     "nets": "model/net",
+    "priors": "model/prior",
     "metrics": "metrics",
     "experiments": "experiment",
     "sizes": "size",

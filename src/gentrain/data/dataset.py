@@ -189,6 +189,27 @@ class DataSet:
                 raise UserError(f"data {self.name}: {role} samples are {found}, not {self.spec.shape} of {wanted}")
 
 
+def few_labelled(data: DataSet, per_class: int, *, seed: int) -> Images:
+    """``per_class`` training images of each class, in the order of the split: a function of the seed. UserError where
+    there are not so many, or no class labels."""
+    if per_class < 1:
+        raise UserError(f"model.labels_per_class={per_class}: at least 1")
+    y = data.train.y
+    if y is None or y.ndim != 1 or data.spec.classes < 1:
+        raise UserError(f"model.labels_per_class: data {data.name!r} have no class labels: choose other data")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label, name in enumerate(data.spec.class_names):
+        places = (y == label).nonzero()[:, 0]
+        if len(places) < per_class:
+            raise UserError(
+                f"model.labels_per_class={per_class}: data {data.name!r} have {len(places)} training images of class "
+                f"{name}: use at most so many"
+            )
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:per_class]])
+    return data.train.take(torch.cat(chosen).sort().values)
+
+
 def content_hash(parts: Iterable[Tensor | str | None]) -> str:
     """sha256 in hex over the bytes, shapes and types of all parts, in order."""
     digest = hashlib.sha256()

@@ -37,6 +37,9 @@ class Simultaneous:
         if len(set(optimizers)) < len(optimizers):  # the second one's gradients would wipe out the first one's
             names = ", ".join(seat.player.name for seat in seats)
             raise UserError(f"turns=simultaneous: two of {names} share an optimiser; use turns=alternating")
+        nets = [net for seat in seats for net in seat.player.nets]
+        if shared := [net for net in nets if nets.count(net) > 1]:  # likewise
+            raise UserError(f"turns=simultaneous: two players move the {shared[0]}; use turns=alternating")
         for seat in seats:
             gradients(seat)
         for seat in seats:

@@ -5,9 +5,9 @@ feature perceptual loss, 1/(2 C W H) of the squared distance of the feature maps
 Adds to the autoencoder family: that reconstruction error. The code of a VAE, its divergence as a regulariser and the
 prior it is sampled from are shared parts.
 Departs: VGG-19 is torchvision's, which sees pixels over their standard deviation and not 0 .. 255, so that its features
-are scaled; images are padded with zeros, not with their border; without its file a small network of the data's own
-domain stands in. The released script halves the learning
-rate in every step of every second epoch, which ends the training; here it is constant.
+are scaled; convolutions pad with zeros, not with the border; without its file a small network of the data's own domain
+stands in. The released script halves the learning rate in every step of every second epoch, which ends the training;
+here it is constant.
 Checked by: tests/test_perceptual.py (0 for equal images, no gradient into the network, features equal torchvision's).
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,29 @@ class Prior(Protocol):
 
     def draw(self, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """[n Z] on the device; the same generator gives the same draws."""
+        ...
+
+
+@runtime_checkable
+class LabelledPrior(Prior, Protocol):
+    """A prior that has a part for each class: a component of a mixture, a piece of a curve."""
+
+    def require_classes(self, classes: int) -> None:
+        """UserError for a number of classes that it has no parts for."""
+        ...
+
+    def draw_labelled(self, labels: Tensor, classes: int, generator: torch.Generator | None) -> Tensor:
+        """[n Z] from the parts of ``labels`` int64 [n], on their device; a label of ``classes`` is none, and drawn from
+        the whole."""
+        ...
+
+
+@runtime_checkable
+class Dense(Protocol):
+    """A prior whose density is known."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """[B] nats for z [B Z]."""
         ...
 
 
