@@ -16,7 +16,7 @@ from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.families.autoencoder import EncoderDecoder
 from gentrain.nets.architecture import Architecture
-from gentrain.objectives.autoencoding import Bound, DataLikelihood, Evidence, Posterior, summed
+from gentrain.objectives.autoencoding import Bound, Coupling, DataLikelihood, Evidence, Posterior, summed
 from gentrain.types import Images, LikelihoodOn, Spec, Terms
 
 
@@ -24,8 +24,9 @@ from gentrain.types import Images, LikelihoodOn, Spec, Terms
 class Variational(EncoderDecoder):
     """A latent-variable model p(x|z) p(z), trained on a bound on log p(x).
 
-    ``bound``: which (``ELBO``, importance-weighted). ``bound_samples``: draws behind ``log_likelihood``. ``sample``
-    shows the decoder's mean, as papers do; pixel noise is not drawn.
+    ``bound``: which (``ELBO``, importance-weighted). ``bound_samples``: draws behind ``log_likelihood``. ``coupling``:
+    what ties the codes of a batch together, made for the data and ``latent``. ``sample`` shows the decoder's mean, as
+    papers do; pixel noise is not drawn.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Variational(EncoderDecoder):
         players: Mapping[str, Moves],
         latent: int = 20,
         bound_samples: int = 64,
+        coupling: Callable[[Spec, int], Coupling] | None = None,
         turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
@@ -52,6 +54,7 @@ class Variational(EncoderDecoder):
         self.likelihood: DataLikelihood = loss
         self.bound = bound
         self.bound_samples = bound_samples
+        self.coupling = None if coupling is None else coupling(spec, latent)
         if isinstance(self._code, nn.Module):
             self.nets["prior"] = self._code
             self.sampled = (*self.sampled, "prior")
@@ -70,6 +73,7 @@ class Variational(EncoderDecoder):
     def objective(self, batch: Images) -> Terms:
         draws, posterior = self.bound.draws, self.posterior
         output = self.nets["encoder"](batch.signed).float()
+        output, tied = (output, {}) if self.coupling is None else self.coupling(output, batch)
         output = output if draws == 1 else output.repeat(draws, 1)
         latents = posterior.draw(output)
         decoded = self.nets["decoder"](posterior.decoded(latents))
@@ -78,7 +82,7 @@ class Variational(EncoderDecoder):
         evidence = Evidence(error.view(draws, -1), output, latents, posterior, self.clock.iteration + 1)
         terms = self.bound(evidence)
         self.note("elbo/nats", evidence.elbo)
-        return terms
+        return terms | tied
 
     # ---------------------------------------------------------------- capabilities
 
