@@ -67,7 +67,9 @@ class ClampedLatents:
         others = [name for name in varied if name not in self.places]
         if used > latent or (others and used == latent):
             more = f" and the rest ({', '.join(others)})" if others else ""
-            raise UserError(f"model.latent={latent}: {used} are tied to factors{more}; use {used + bool(others)} or more")
+            raise UserError(
+                f"model.latent={latent}: {used} are tied to factors{more}; use {used + bool(others)} or more"
+            )
         if not others and used < latent:
             raise UserError(
                 f"model.latent={latent}: {latent - used} of them are tied to nothing and would never learn; add "
