@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from itertools import islice
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from torch import Tensor
 from gentrain.data.stream import stream
 from gentrain.engine.system import total
 from gentrain.errors import UserError
-from gentrain.evaluation.randomness import at_evaluation
 from gentrain.models.dcign import ClampedLatents
 from gentrain.models.vae import DiagonalGaussian
 from gentrain.objectives.divergences import kl_standard_normal_terms
