@@ -3,7 +3,7 @@
     python benchmarks/dcign.py [--iterations N] [--seed N] [--picture FILE] [--out FOLDER]
 
 ``read``: R^2 of the best line from a factor's own latents to it, on half of the codes of test images, fitted on the
-other half; ``from_others``: of the best line from all other latents. ``moved``: what changes in the decoded picture when
+other half; ``from_others``: of the line from all other latents. ``moved``: what changes in the decoded picture when
 one latent goes from its 2 % to its 98 % quantile over the test images and the others stand still, averaged over images:
 size (square root of the brightness, in parts of that at the middle) and centroid (in parts of the side).
 """
@@ -28,13 +28,7 @@ from gentrain.evaluation.randomness import at_evaluation
 from gentrain.report.pictures import grid
 from gentrain.types import to_bytes
 
-WORDS = (
-    *("model=dcign", "data=shapes", "size=small", "trainer=cpu", "metrics=none", "model/net=mlp_vae"),
-    *("data.size=16", "data.smallest=0.12", "data.largest=0.32"),
-    "data.vary={size: 1, x: 1, y: 1, angle: 1, intrinsic: 6}",
-    *("model.net.hidden=[256,256]", "model.latent=12", "loss.scale=0.1", "model.coupling.strength=100"),
-    *("model.players.autoencoder.optimizer._target_=torch.optim.Adam", "model.players.autoencoder.optimizer.lr=1e-3"),
-)
+WORDS = ("experiment=dcign_shapes", "trainer=cpu", "metrics=none")
 COLUMNS = {"size": 2, "x": 3, "y": 4}
 STEPS = 11
 

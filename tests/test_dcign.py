@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,11 @@ from conftest import Run, tiny
 from test_contract import ready
 from torch import Tensor
 
+from gentrain.compose import compose
+from gentrain.config import build
+from gentrain.data.sources import shapes
 from gentrain.data.stream import stream
+from gentrain.engine.fit import build_system
 from gentrain.engine.system import total
 from gentrain.errors import UserError
 from gentrain.models.dcign import ClampedLatents
@@ -18,6 +25,8 @@ from gentrain.models.vae import DiagonalGaussian
 from gentrain.objectives.divergences import kl_standard_normal_terms
 from gentrain.types import Images, Spec
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TIED_ON_SHAPES = ("size", "x", "y", "angle")
 SPEC = Spec((1, 8, 8), varied_names=("x", "intrinsic", "angle"))
 TIED = {"angle": 2, "x": 1}
 STRENGTH = 0.25
@@ -135,6 +144,48 @@ def test_data_without_groups_are_one_line(run: Run) -> None:
     assert "data.vary={" in ended.err
     ended = run("model=dcign", "data=shapes", "size=tiny", "train.batch_size=24", "data.vary={size: 1, intrinsic: 1}")
     assert (ended.code, "train.batch_size=24" in ended.err) == (2, True)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("dcign")
+
+
+def test_the_measurement_sees_what_is_there_and_nothing_else(bench: Any) -> None:
+    code = torch.randn(400, 3, dtype=torch.float64)
+    noise = torch.randn(400, 1, dtype=torch.float64)
+    assert bench.determination(code, 2 * code[:, :1] - 1) == pytest.approx(1)
+    assert bench.determination(code[:, 1:], code[:, :1]) < 0.05
+    assert bench.determination(code[:, :1], code[:, :1] + noise) == pytest.approx(0.5, abs=0.12)
+    split = shapes(size=64, channels=1, train_size=40, test_size=1).train
+    known = split.truth.values(torch.arange(40))[:, 0].double()  # type: ignore[union-attr]
+    seen = bench.look(split.all().x.float() / 127.5 - 1)
+    assert (seen[:, 1:] - known[:, 3:5]).abs().max() < 1e-3
+    white = known[:, 1] == 3
+    assert torch.corrcoef(torch.stack((seen[white, 0], known[white, 2])))[0, 1] > 0.999
+
+
+def test_the_benchmark_measures_a_system(bench: Any, tmp_path: Path) -> None:
+    small = ["data.train_size=320", "data.test_size=80", "train.iterations=2", "train.batch_size=32"]
+    config = compose([*bench.WORDS, *small]).config
+    data = build(config["data"])
+    found = bench.measure(build_system(config, data, seed=0), data, 80, tmp_path / "moved.png")
+    assert {name: set(part) for name, part in found.items()} == {
+        "read": set(TIED_ON_SHAPES), "from_others": set(TIED_ON_SHAPES),
+        "moved": {"size[0]", "x[1]", "y[2]", "angle[3]", "angle[4]"},
+    }  # fmt: skip
+    assert found["read"]["size"] < 0.9, "untrained"
+    assert (tmp_path / "moved.png").is_file()
+
+
+def test_the_recorded_run_reads_its_factors_and_moves_them() -> None:
+    record = json.loads((BENCHMARKS / "results" / "dcign.json").read_text(encoding="utf-8"))
+    assert min(record["read"][name] for name in ("size", "x", "y")) > 0.9
+    for name, latent in (("size", "size[0]"), ("x", "x[1]"), ("y", "y[2]")):
+        effects = {other: change[name] for other, change in record["moved"].items()}
+        assert max(effects, key=effects.__getitem__) == latent
+        assert sorted(effects.values())[-2] < 0.1 * effects[latent]
 
 
 def test_a_batch_that_is_no_training_batch_is_refused() -> None:

@@ -56,7 +56,7 @@ class ClampedLatents:
             each = ", ".join(f"{name}: 1" for name in self.places)
             raise UserError(
                 "model.coupling: the data have no groups in which one factor varies; use data=shapes "
-                f'"data.vary={{{each}, intrinsic: 3}}"'
+                f'"data.vary={{{each}, intrinsic: 10}}"'
             )
         for name in self.places:
             if name not in varied:
