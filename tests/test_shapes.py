@@ -321,7 +321,7 @@ class TestGroups:
         ("vary={sise: 1}", r"data\.vary.*sise.*size"),
         ("vary={}", r"data\.vary: name a factor"),
         ("vary={size: 0}", r"data\.vary\.size=0"),
-        ("vary={size: 1.5}", r"data\.vary"),
+        ("vary={size: 1.5}", r"data\.vary\.size: 1\.5 .*int"),
         ("vary={shape: 1, colour: 1, size: 1, x: 1, y: 1, angle: 1, intrinsic: 1}", r"data\.vary: all factors"),
         ("vary={size: 1}; data.objects=2", r"data\.objects=2"),
         ("vary={size: 1}; data.group=7", r"data\.train_size=50000: .* multiple of data\.group=7"),
