@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gentrain.cli import main
-from gentrain.config import Node
+from gentrain.config import Node, conf_dir, load_yaml
 from gentrain.engine.state import seed_all
 
 TINY = ("size=tiny", "data=digits", "trainer=cpu", "trainer.threads=1")
@@ -61,12 +61,14 @@ def tiny(*overrides: str) -> Node:
     """A resolved config at the smallest size."""
     from gentrain.compose import compose
 
-    return compose([*TINY, *overrides]).config
+    return compose(list(words(*overrides))).config
 
 
 def words(*more: str) -> Sequence[str]:
-    """Words of a tiny run whose folder is outputs/run."""
-    return (*TINY, *more)
+    """Words of a tiny run whose folder is outputs/run, on the data that the model's file says it needs."""
+    chosen = next((word.removeprefix("model=") for word in more if word.startswith("model=")), None)
+    needed = [] if chosen is None else load_yaml(conf_dir() / "model" / f"{chosen}.yaml")["about"].get("data", [])
+    return (*(word for word in TINY if not (needed and word.startswith("data="))), *needed, *more)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,16 @@ def shown(system: System, n: int, *, seed: int, weights: str = "ema") -> Tensor:
         return system.reconstruct(noise)  # type: ignore[operator, no-any-return]
 
 
-def of_shape(*shape: int) -> DataSet:
-    """Noise in the shape of another data set."""
+def of_shape(shape: tuple[int, ...], varied: tuple[str, ...] = ()) -> DataSet:
+    """Noise in the shape of another data set; in groups of four where something varies in them."""
     generator = torch.Generator().manual_seed(0)
     train, test = (torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator) for n in (40, 10))
-    return in_memory("noise", Spec(shape, ("even", "odd")), (train, torch.arange(40) % 2), (test, torch.arange(10) % 2))
+    spec = Spec(shape, ("even", "odd"), varied_names=varied)
+    data = in_memory("noise", spec, (train, torch.arange(40) % 2), (test, torch.arange(10) % 2))
+    if not varied:
+        return data
+    what = torch.arange(40) // 4 % len(varied)
+    return replace(data, train=replace(data.train, group=4, varied=what))
 
 
 @pytest.mark.parametrize("shape", [None, (1, 28, 28), (3, 32, 32)], ids=["digits", "fashion", "colour"])
@@ -94,7 +100,8 @@ def test_each_player_moves_its_own_networks_with_finite_terms_and_full_gradients
     model: str, shape: tuple[int, ...] | None
 ) -> None:
     config = tiny(f"model={model}")
-    system, data = ready(config, data=None if shape is None else of_shape(*shape))
+    varied = tuple(config["data"].get("vary") or ())
+    system, data = ready(config, data=None if shape is None else of_shape(shape, varied))
     drawn = shown(system, 3, seed=0)
     assert drawn.shape == (3, *data.spec.shape)
     assert drawn.abs().max() <= 1.0

@@ -35,7 +35,7 @@ from gentrain.objectives.penalties import R1, Dragan, GradientPenalty
 def built(*overrides: str) -> System:
     config = tiny(*overrides)
     check_config(config)
-    return build_system(config, digits(), seed=0)
+    return build_system(config, build(config["data"]), seed=0)
 
 
 # A Lipschitz critic

@@ -204,7 +204,13 @@ def _fits_container(value: Any, origin: type, arguments: tuple[Any, ...]) -> boo
 
 
 def misfit(where: str, value: Any, hint: Any) -> str:
-    """One line about a value that does not fit its annotation, with what would."""
+    """One line about a value that does not fit its annotation, with what would; about the entry of a mapping if that is
+    what does not."""
+    for option in (hint, *typing.get_args(hint)):
+        kinds = typing.get_args(option)
+        if isinstance(value, Mapping) and TARGET not in value and len(kinds) == 2 and _is_mapping(option):
+            wrong = [key for key, item in value.items() if not fits(item, kinds[1])]
+            return misfit(f"{where}.{wrong[0]}", value[wrong[0]], kinds[1])
     if isinstance(value, Mapping) and TARGET in value:
         group, choices = _choices_that_fit(where, hint)
         use = f"; {group}= one of {', '.join(choices)} fits" if choices else ""
@@ -214,6 +220,11 @@ def misfit(where: str, value: Any, hint: Any) -> str:
         names = [str(name) for name in typing.get_args(hint)]
         return f"{where}: {shown} is not one of {', '.join(names)}{nearest(str(value), names)}"
     return f"{where}: {shown} does not fit, {_name(hint)} is needed"
+
+
+def _is_mapping(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return inspect.isclass(origin) and issubclass(origin, abc.Mapping)
 
 
 def _choices_that_fit(where: str, hint: Any) -> tuple[str, list[str]]:

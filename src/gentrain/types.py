@@ -26,15 +26,29 @@ Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Factor:
+    """One thing that made images differ in: a class where there are ``names``, else a number from ``low`` to ``high``,
+    which on a circle are one."""
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    names: tuple[str, ...] = ()
+    circular: bool = False
+
+
+@dataclass(frozen=True)
 class Spec:
     """What one sample looks like: all that a network needs to fit itself to the data.
 
-    ``shape`` is ``(C, H, W)`` for images and ``(D,)`` for vectors.
+    ``shape`` is ``(C, H, W)`` for images and ``(D,)`` for vectors. ``varied_names``: what alone differs within one or
+    another group of training rows (``Images.varied``); empty where they do not come in groups.
     """
 
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
+    varied_names: tuple[str, ...] = ()
 
     @property
     def is_image(self) -> bool:
@@ -73,12 +87,15 @@ class Images:
     """One batch. ``x``: uint8 [B C H W] in 0..255, or float32 [B D] for vectors.
 
     ``y``: int64 class labels [B], or uint8 attributes [B A], or None. ``index``: int64 place of each sample in its
-    split [B], or None for samples that come from nowhere.
+    split [B], or None for samples that come from nowhere. ``varied``: int64 [B], place in ``Spec.varied_names`` of what
+    alone differs within the row's group, or None; ``group``: so many rows side by side are one.
     """
 
     x: Tensor
     y: Tensor | None = None
     index: Tensor | None = None
+    varied: Tensor | None = None
+    group: int = 1
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -92,8 +109,8 @@ class Images:
         x = self.x.to(device, non_blocking=True)
         if channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        y = None if self.y is None else self.y.to(device, non_blocking=True)
-        return replace(self, x=x, y=y)
+        y, varied = (None if some is None else some.to(device, non_blocking=True) for some in (self.y, self.varied))
+        return replace(self, x=x, y=y, varied=varied)
 
     def chunks(self, count: int) -> Iterator[Images]:
         """Cut the batch into ``count`` nearly equal parts (gradient accumulation); one part is the batch itself."""
@@ -101,11 +118,10 @@ class Images:
             yield self
             return
         nothing = [None] * count
-        xs = self.x.tensor_split(count)
-        ys = nothing if self.y is None else self.y.tensor_split(count)
-        indices = nothing if self.index is None else self.index.tensor_split(count)
-        for x, y, index in zip(xs, ys, indices, strict=True):
-            yield Images(x, y, index)
+        rest = (self.y, self.index, self.varied)
+        parts = (nothing if some is None else some.tensor_split(count) for some in rest)
+        for x, y, index, varied in zip(self.x.tensor_split(count), *parts, strict=True):
+            yield Images(x, y, index, varied, self.group)
 
 
 def to_signed(x: Tensor) -> Tensor:

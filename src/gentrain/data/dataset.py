@@ -19,7 +19,7 @@ from gentrain.data import pool
 from gentrain.data.decode import Recipe
 from gentrain.data.files import BadFileError, Files
 from gentrain.errors import UserError
-from gentrain.types import Images, Spec
+from gentrain.types import Factor, Images, Spec
 
 
 class Rows(Protocol):
@@ -103,24 +103,60 @@ class BothRows:
         return found
 
 
+class Truth(Protocol):
+    """What is known of made images beside their pixels."""
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The columns of ``values``."""
+        ...
+
+    def values(self, index: Tensor) -> Tensor:
+        """float32 [B M F]: factors of each of at most M objects; NaN where there is none."""
+        ...
+
+    def masks(self, index: Tensor) -> Tensor:
+        """uint8 [B H W]: class of each pixel, 0 for the background."""
+        ...
+
+    def captions(self, index: Tensor) -> list[str]: ...
+
+    def clips(self, index: Tensor, frames: int) -> Tensor:
+        """uint8 [B T C H W], beginning with the image itself."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """``y``: int64 class labels [N], uint8 attributes [N A], or None."""
+    """``y``: int64 class labels [N], uint8 attributes [N A], or None. ``truth``: of made images.
+
+    ``group``: so many rows side by side belong together, and stay so in a batch. ``varied``: int64 [N], place in
+    ``Spec.varied_names`` of the one factor that differs within the row's group; None where nothing is known of it.
+    """
 
     x: Rows
     y: Tensor | None = None
+    truth: Truth | None = None
+    group: int = 1
+    varied: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.y is not None and len(self.y) != len(self.x):
             raise UserError(f"{len(self.y)} labels for {len(self.x)} samples: the two files do not belong together")
+        if self.group < 1 or len(self.x) % self.group:
+            raise UserError(f"{len(self.x)} samples are no whole number of groups of {self.group}")
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, index: Tensor) -> Images:
         """The samples at int64 ``index`` [B], in that order; ``Images.index`` is ``index`` itself."""
-        y = None if self.y is None else self.y.index_select(0, index)
-        return Images(self.x.take(index), y, index)
+        return self.batch(self.x.take(index), index)
+
+    def batch(self, x: Tensor, index: Tensor) -> Images:
+        """``x``, which stands at ``index``, with all that is known of it."""
+        y, varied = (None if some is None else some.index_select(0, index) for some in (self.y, self.varied))
+        return Images(x, y, index, varied, self.group)
 
     def all(self, limit: int | None = None) -> Images:
         """Every sample in order, or ``limit`` of them spread evenly over the split."""

@@ -22,17 +22,24 @@ def hashed(*parts: int | str) -> int:
 class Order:
     """Batches without replacement; every epoch is a fresh permutation and drops its last, incomplete batch.
 
-    Raises UserError if there are fewer samples than one batch holds.
+    ``group``: so many samples side by side stay side by side: groups are permuted, not samples. Raises UserError if
+    there are fewer samples than one batch holds, or a batch would cut a group.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, group: int = 1) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: a batch needs at least 1 sample")
         if n < batch_size:
             raise UserError(
                 f"{n} samples are fewer than one batch of {batch_size}; set batch_size to {n} or less, or add data"
             )
+        if batch_size % group:
+            raise UserError(
+                f"train.batch_size={batch_size}: the data come in groups of {group} that belong together; use a "
+                f"multiple of {group}"
+            )
         self.n = n
+        self.group = group
         self.batch_size = batch_size
         self.seed = seed
         self.batches_per_epoch = n // batch_size
@@ -46,7 +53,10 @@ class Order:
         """int64 [n]: the order of all samples in an epoch. Shared, not copied: do not write to it."""
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(hashed("order", self.seed, epoch))
-            self._permutation = torch.randperm(self.n, generator=generator)
+            groups = torch.randperm(self.n // self.group, generator=generator)
+            if self.group > 1:
+                groups = (groups[:, None] * self.group + torch.arange(self.group)).flatten()
+            self._permutation = groups
             self._epoch = epoch
         return self._permutation
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, tee
 from typing import Any
 
@@ -45,15 +45,20 @@ def stream(
     there if they fit in a quarter of its free memory. ``flip`` mirrors about half of the images left to right.
     Raises UserError at the call for sizes that do not fit, and while iterating for a file that cannot be decoded.
     """
-    order = Order(len(split), batch_size, seed)
+    order = Order(len(split), batch_size, seed, split.group)
     if batch_size % world:
         raise UserError(f"batch_size={batch_size} is not divisible by {world} ranks; use a multiple of {world}")
+    if batch_size // world % split.group:
+        raise UserError(
+            f"train.batch_size={batch_size}: {world} ranks would share groups of {split.group} rows; use a multiple of "
+            f"{world * split.group}"
+        )
     if flip and split.x.take(torch.zeros(1, dtype=torch.int64)).ndim != 4:
         raise UserError("flip=true mirrors images, but these data are vectors; set flip=false")
     place = torch.device("cpu" if device is None else device)
     share = _Share(order, rank, world, start, flip)
     if isinstance(split.x, TensorRows):
-        return _from_memory(split.x.tensor, split.y, share, place)
+        return _from_memory(split, split.x.tensor, share, place)
     return _from_disk(split, share, workers, place)
 
 
@@ -88,11 +93,11 @@ def _flipped(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[:, None, None, None], x.flip(-1), x)  # [B C H W]
 
 
-def _from_memory(x: Tensor, y: Tensor | None, share: _Share, device: torch.device) -> Iterator[Images]:
+def _from_memory(split: Split, x: Tensor, share: _Share, device: torch.device) -> Iterator[Images]:
     resident = device.type == "cuda" and 4 * x.nbytes <= torch.cuda.mem_get_info(device)[0]
     home = device if resident else torch.device("cpu")
     x = x.to(home)
-    y = None if y is None else y.to(home)
+    y, varied = (None if some is None else some.to(home) for some in (split.y, split.varied))
     order, iteration = share.order, share.start
     epoch, where, mask = -1, torch.empty(0), None
     while True:
@@ -106,8 +111,8 @@ def _from_memory(x: Tensor, y: Tensor | None, share: _Share, device: torch.devic
         batch = x.index_select(0, rows)
         if mask is not None:
             batch = _flipped(batch, mask[first:last])
-        labels = None if y is None else y.index_select(0, rows)
-        images = Images(batch, labels, permutation[first:last])
+        labels, factor = (None if some is None else some.index_select(0, rows) for some in (y, varied))
+        images = Images(batch, labels, permutation[first:last], factor, split.group)
         yield images if home == device else _sent(images, device)
         iteration += 1
 
@@ -118,14 +123,13 @@ def _from_disk(split: Split, share: _Share, workers: int, device: torch.device) 
     for iteration, (index, x) in enumerate(zip(ours, batches, strict=True), share.start):
         if share.flip:
             x = _flipped(x, share.mirrored(share.order.epoch(iteration), index))
-        y = None if split.y is None else split.y.index_select(0, index)
-        images = Images(x, y, index)
+        images = split.batch(x, index)
         yield images if device.type == "cpu" else _sent(images, device)
 
 
 def _sent(images: Images, device: torch.device) -> Images:
     # Pinned memory lets the copy run while the device still works on the batch before.
-    return Images(images.x.pin_memory() if device.type == "cuda" else images.x, images.y, images.index).to(device)
+    return (replace(images, x=images.x.pin_memory()) if device.type == "cuda" else images).to(device)
 
 
 def _places(share: _Share) -> Iterator[Tensor]:

@@ -130,6 +130,11 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     check_config(config, trusted=trusted)
     data = build(config["data"], trusted=trusted, where="data")
     budget = build_budget(config)
+    if budget.batch_size // budget.accumulate % data.train.group:
+        raise UserError(
+            f"train.batch_size={budget.batch_size}: train.accumulate={budget.accumulate} parts would cut the data's "
+            f"groups of {data.train.group} rows; use a multiple of {budget.accumulate * data.train.group}"
+        )
     # The first batch, not drawn: refuses data smaller than a batch, and vectors that would be flipped.
     stream(data.train, batch_size=budget.batch_size, seed=config["seed"], flip=budget.flip)
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))

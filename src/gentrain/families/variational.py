@@ -17,15 +17,16 @@ from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.families.autoencoder import EncoderDecoder
 from gentrain.nets.architecture import Architecture
-from gentrain.objectives.autoencoding import Bound, DataLikelihood, Evidence, Mixture, Posterior, summed
+from gentrain.objectives.autoencoding import Bound, Coupling, DataLikelihood, Evidence, Mixture, Posterior, summed
 from gentrain.types import Images, LikelihoodOn, Spec, Terms
 
 
 class LatentVariable(EncoderDecoder, ABC):
     """A latent-variable model p(x|z) p(z), trained on a bound on log p(x).
 
-    ``bound``: which (``ELBO``, importance-weighted). ``bound_samples``: draws behind ``log_likelihood``. ``sample``
-    shows the decoder's mean, as papers do; pixel noise is not drawn.
+    ``bound``: which (``ELBO``, importance-weighted). ``bound_samples``: draws behind ``log_likelihood``. ``coupling``:
+    what ties the codes of a batch together, made for the data and ``latent``. ``sample`` shows the decoder's mean, as
+    papers do; pixel noise is not drawn.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LatentVariable(EncoderDecoder, ABC):
         players: Mapping[str, Moves],
         latent: int = 20,
         bound_samples: int = 64,
+        coupling: Callable[[Spec, int], Coupling] | None = None,
         turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
@@ -52,6 +54,7 @@ class LatentVariable(EncoderDecoder, ABC):
         self.likelihood: DataLikelihood = loss
         self.bound = bound
         self.bound_samples = bound_samples
+        self.coupling = None if coupling is None else coupling(spec, latent)
         if isinstance(self._code, nn.Module):
             self.nets["prior"] = self._code
             del self._code  # it lives where checkpoints and averages find it, and nowhere else
@@ -71,6 +74,7 @@ class LatentVariable(EncoderDecoder, ABC):
     def objective(self, batch: Images) -> Terms:
         draws, posterior = self.bound.draws, self.posterior
         output = self.nets["encoder"](batch.signed).float()
+        output, tied = (output, {}) if self.coupling is None else self.coupling(output, batch)
         output = output if draws == 1 else output.repeat(draws, 1)
         latents = posterior.draw(output)
         decoded = self.nets["decoder"](posterior.decoded(latents))
@@ -79,7 +83,7 @@ class LatentVariable(EncoderDecoder, ABC):
         evidence = Evidence(error.view(draws, -1), output, latents, posterior, self.clock.iteration + 1)
         terms = self.bound(evidence)
         self.watch(evidence)
-        return terms
+        return terms | tied
 
     def watch(self, evidence: Evidence) -> None:
         """Log what nobody minimises."""
@@ -147,7 +151,7 @@ class MixtureVariational(LatentVariable):
         turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
-        super().__init__(spec, net, loss, posterior, bound, players, latent, bound_samples, turns, ema)
+        super().__init__(spec, net, loss, posterior, bound, players, latent, bound_samples, None, turns, ema)
         if not hasattr(self.posterior, "probabilities"):
             raise UserError(
                 "model.posterior: its prior is no mixture; gentrain.families.variational.Variational is due"

@@ -180,6 +180,14 @@ class Bound(Protocol):
     def __call__(self, evidence: Evidence) -> Terms: ...
 
 
+class Coupling(Protocol):
+    """Ties the codes of a batch to each other before any is drawn, in training only."""
+
+    def __call__(self, output: Tensor, batch: Images) -> tuple[Tensor, Terms]:
+        """The encoder's output [B outputs] as it is used from here on, and terms that are minimised with the bound."""
+        ...
+
+
 def summed(divergences: dict[str, Tensor]) -> Tensor:
     """[B] nats over all names and dimensions."""
     return torch.stack([nats.sum(1) for nats in divergences.values()]).sum(0)
