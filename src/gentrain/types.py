@@ -220,11 +220,21 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Clusterer(Protocol):
+    """Has clusters of its own, found without labels."""
+
+    def cluster(self, x: Tensor) -> Tensor:
+        """Probability of each cluster [B K] for x uint8 [B C H W], or [B D] for vectors."""
+        ...
+
+
 CAPABILITIES: dict[str, type[Any]] = {
     "sample": Sampler,
     "log_likelihood": Likelihood,
     "rbm": Boltzmann,
     "encode": Encoder,
     "decode": Decoder,
+    "cluster": Clusterer,
 }
 """What evaluation and the commands may ask of a system, by the method's name."""
