@@ -197,11 +197,11 @@ def _refuse(word: str, tool: Tool, folder: RunFolder, system: System, can: froze
     """UserError where the run cannot do what the tool needs."""
     if tool.fits(can):
         return
-    missing = min((needed - can for needed in tool.needs), key=len)
+    needs = ", or ".join(" and ".join(sorted(needed)) for needed in tool.needs)
     others = [name for name, other in TOOLS.items() if other.fits(can)]
-    why = "it makes images from noise, and nothing leads from an image to its code; " if "sample" in can else ""
+    why = "it draws samples, but nothing leads from an image to its code; " if {"sample"} == can else ""
     raise UserError(
-        f"explore {word} run={folder.path}: {type(system).__name__} has no {' and no '.join(sorted(missing))}: {why}"
+        f"explore {word} run={folder.path}: it needs {needs}, which {type(system).__name__} cannot do: {why}"
         f"tools for this run: {', '.join(others) or 'none (gentrain sample draws from it)'}"
     )
 

@@ -61,7 +61,10 @@ def explore(
     codes = study.encode(seen.x)
     edited = {strength: study.decode(codes + strength * vector) for strength in strengths}
     rows: list[Row] = [
-        ("", torch.cat([seen.x[i, None], *(edited[strength][i, None] for strength in strengths)]))
+        (
+            f"image {int(seen.index[i])}",
+            torch.cat([seen.x[i, None], *(edited[strength][i, None] for strength in strengths)]),
+        )
         for i in range(min(show, len(seen)))
     ]
     stack([(change.title, strip_block(rows, ["image", *(f"{s:+g}" for s in strengths)]))], path)
