@@ -236,6 +236,23 @@ def test_nearest_neighbours_are_those_of_standardised_codes() -> None:
     assert converged
 
 
+def test_the_untrained_network_is_the_one_that_training_began_from(
+    runs: dict[str, Path], study: Callable[[str], Study]
+) -> None:
+    from gentrain.commands.explore import _untrained
+    from gentrain.engine.assemble import build_system
+
+    this, config = study("ae"), RunFolder.open(runs["ae"]).config()
+    state = torch.get_rng_state()
+    untrained = _untrained(config, this, trusted=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not untrained.training
+    began = build_system(config, this.data, seed=config["seed"])
+    first, trained = untrained.nets.state_dict(), this.system.nets.state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in began.nets.state_dict().items())
+    assert not any(torch.equal(value, first[name]) for name, value in trained.items())
+
+
 def test_labelled_images_are_shared_out_evenly_and_nested() -> None:
     y = np.repeat(np.arange(4), [30, 20, 25, 40])
     few, more = (probe._drawn(y, (number, True), 0, 0) for number in (5, 12))
