@@ -502,7 +502,7 @@ def test_the_decoded_plane_lies_on_quantiles_of_the_prior(
     grid = numbers(tmp_path)["grid"]
     assert grid["from"] == "quantiles of the prior"
     normal = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
-    for axis in ("z1", "z2"):
+    for axis in ("z0", "z1"):
         assert grid[axis] == pytest.approx(normal.tolist(), abs=0.05)
 
 

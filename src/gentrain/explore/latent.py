@@ -33,7 +33,7 @@ def explore(study: Study, path: Path, *, method: str, n: int, side: int) -> Foun
     y = seen.y if seen.y is not None and seen.y.ndim == 1 and study.data.spec.classes else None
     words = {"pca": ("first component", "second component"), "tsne": ("t-SNE 1", "t-SNE 2")}
     labels = None if y is None else y.numpy()
-    at = words.get(how["method"], ("z1", "z2" if codes.shape[1] > 1 else ""))
+    at = words.get(how["method"], ("z0", "z1" if codes.shape[1] > 1 else ""))
     parts = [point_map(points, labels, study.data.spec.class_names, axes_names=at)]
     grid: dict[str, Any] = {}
     if codes.shape[1] == 2 and how["method"] == "codes" and study.can("decode") and study.data.spec.is_image:
@@ -89,7 +89,7 @@ def quantile_lines(draws: Tensor, side: int) -> list[Tensor]:
 
 
 def _plane(study: Study, codes: Tensor, side: int) -> tuple[Image.Image, dict[str, Any]]:
-    """The decoded plane: z1 grows to the right, z2 upwards."""
+    """The decoded plane: z0 grows to the right, z1 upwards."""
     draws = study.prior_codes(PRIOR_DRAWS)
     if draws is not None:
         across, up = quantile_lines(draws, side)
@@ -101,7 +101,7 @@ def _plane(study: Study, codes: Tensor, side: int) -> tuple[Image.Image, dict[st
     images = as_images(study.decode(z))
     facts = {
         "from": "quantiles of the prior" if draws is not None else "range of the codes, 1st to 99th percentile",
-        "side": side, "z1": across.tolist(), "z2": up.tolist(),
+        "side": side, "z0": across.tolist(), "z1": up.tolist(),
     }  # fmt: skip
     return sheet(magnify(images, fitting_scale(images, side)), side), facts
 
