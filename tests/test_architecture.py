@@ -56,7 +56,8 @@ def test_lightning_stays_in_engine_and_hydra_in_one_module() -> None:
         ("families", ("models", "evaluation", "commands", "data", "report")),
         ("data", ("models", "families", "engine", "evaluation", "commands")),
         ("evaluation", ("models", "families", "engine", "commands")),
-        ("report", ("models", "families", "engine", "evaluation", "commands")),
+        ("report", ("models", "families", "engine", "evaluation", "commands", "explore")),
+        ("explore", ("models", "nets", "objectives", "families", "engine", "commands")),
         ("engine", ("models", "families", "cli", "compose")),
     ],
 )

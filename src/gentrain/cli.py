@@ -19,6 +19,7 @@ WORDS = {
     "resume": "go on with an interrupted run, bit for bit",
     "sample": "draw pictures from a trained run",
     "evaluate": "score a run again with its stored protocol, or any images",
+    "explore": "look into a trained run: codes, anomalies, interpolation, ...",
     "table": "finished runs side by side, mean and spread over seeds",
     "list": "models, data, losses, networks, metrics, experiments",
     "check": "compose and validate a config, train nothing",
@@ -42,6 +43,7 @@ examples
   gentrain resume run=outputs/wgan_gp-digits/...     continue where it stopped
   gentrain sample run=outputs/wgan_gp-digits/... n=64
   gentrain evaluate samples=FOLDER data=digits       score pictures made by any tool
+  gentrain explore                                   tools for codes: probe, cluster, latent, traverse, ...
   gentrain table outputs --data fashion_mnist        a GAN beside a VAE: scores, bits/dim, cost
   gentrain list models                               what there is; --json for machines
   gentrain check model=vae loss=hinge                what is wrong, before anything runs
@@ -65,6 +67,9 @@ flags
 Exit codes: 0 done, 1 a fault or a failed job of a sweep, 2 a mistake in what was asked, 130/143 stopped by a signal.
 """
 
+OWN_HELP = {"explore"}
+"""Words that say themselves what stands behind them."""
+
 FOR_HYDRA = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 
 
@@ -76,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if any(flag in ("--help", "-h") for flag in arguments):
+    if any(flag in ("--help", "-h") for flag in arguments) and arguments[0] not in OWN_HELP:
         width = max(map(len, WORDS))
         print(HELP.format(words="\n".join(f"  {word:<{width}}  {text}" for word, text in WORDS.items())), end="")
         return 0

@@ -51,9 +51,7 @@ def _of_unread(config: Node) -> list[str]:
 
 
 def _of(rows: Sequence[Any]) -> list[str]:
-    from gentrain.data.dataset import FileRows
-
-    return [line for part in rows if isinstance(part, FileRows) for line in part.complaints()]
+    return [line for part in rows if hasattr(part, "complaints") for line in part.complaints()]
 
 
 def _tell(complaints: Sequence[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.decode import Recipe, check_size, fitted, planes
+from gentrain.data.leave_out import leaving_out
 from gentrain.types import Spec
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -25,12 +28,15 @@ def image_set(
     size: int,
     channels: int,
     resample: str = "bicubic",
+    leave_out: Sequence[str | int] = (),
 ) -> DataSet:
-    """Both splits at ``size`` pixels with 1 or 3 channels. Raises UserError for sizes that are not on offer."""
+    """Both splits at ``size`` pixels with 1 or 3 channels. ``leave_out``: classes that are not trained on. Raises
+    UserError for sizes and classes that are not on offer."""
     check_size(size, native=train[0].shape[1])
     recipe = Recipe(size, channels, "crop", resample)
     splits = [(_fit(x, recipe), torch.from_numpy(y.astype(np.int64))) for x, y in (train, test)]
-    return in_memory(name, Spec((channels, size, size), class_names=classes), splits[0], splits[1])
+    data = in_memory(name, Spec((channels, size, size), class_names=classes), splits[0], splits[1])
+    return leaving_out(data, leave_out)
 
 
 def _fit(x: NDArray[np.uint8], recipe: Recipe) -> Tensor:

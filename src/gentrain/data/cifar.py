@@ -13,7 +13,7 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,18 @@ Reader = Callable[[str], bytes]
 
 
 def cifar10(
-    root: PathText, size: int = 32, channels: int = 3, resample: str = "bicubic", download: bool = True
+    root: PathText,
+    size: int = 32,
+    channels: int = 3,
+    resample: str = "bicubic",
+    download: bool = True,
+    leave_out: Sequence[str | int] = (),
 ) -> DataSet:
     """Looked for in ``root``/cifar10, /CIFAR10 and ``root`` itself, else the binary archive is downloaded."""
     train, test = _load(Path(root).expanduser(), download)
-    return image_set("cifar10", _CLASSES, train, test, size=size, channels=channels, resample=resample)
+    return image_set(
+        "cifar10", _CLASSES, train, test, size=size, channels=channels, resample=resample, leave_out=leave_out
+    )
 
 
 def _load(root: Path, fetch: bool) -> tuple[Pair, Pair]:

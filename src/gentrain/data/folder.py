@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from gentrain.data.cache import Storage, splits
 from gentrain.data.dataset import DataSet, Split, content_hash
 from gentrain.data.decode import SUFFIXES, Recipe, check_size
 from gentrain.data.files import FolderFiles, reason, shown
+from gentrain.data.leave_out import leaving_out
 from gentrain.errors import UserError
 from gentrain.types import PathText, Spec
 
@@ -27,6 +28,7 @@ def folder(
     in_memory_bytes: int = 1 << 30,
     cache: bool = True,
     cache_dir: PathText | None = None,
+    leave_out: Sequence[str | int] = (),
 ) -> DataSet:
     """Every image below ``root``. Sub-folders, where there are any, are the classes.
 
@@ -49,7 +51,8 @@ def folder(
     (train, mark), (test, other_mark) = splits(list(zip(titles, files, strict=True)), recipe, storage)
     spec = Spec((channels, size, size), class_names=classes)
     fingerprint = content_hash([mark, labels[0], other_mark, labels[1], recipe.key])
-    return DataSet(f"folder:{home.name}", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
+    data = DataSet(f"folder:{home.name}", spec, Split(train, labels[0]), Split(test, labels[1]), fingerprint)
+    return leaving_out(data, leave_out)
 
 
 def _listed(home: Path) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,19 +78,33 @@ _CLOTHES = (
 
 
 def mnist(
-    root: PathText, size: int = 28, channels: int = 1, resample: str = "bicubic", download: bool = True
+    root: PathText,
+    size: int = 28,
+    channels: int = 1,
+    resample: str = "bicubic",
+    download: bool = True,
+    leave_out: Sequence[str | int] = (),
 ) -> DataSet:
     """Looked for in ``root``/MNIST/raw, /mnist, /MNIST and ``root`` itself, else downloaded to ``root``/mnist."""
     train, test = _load(MNIST, root, download)
-    return image_set("mnist", _DIGITS, train, test, size=size, channels=channels, resample=resample)
+    return image_set(
+        "mnist", _DIGITS, train, test, size=size, channels=channels, resample=resample, leave_out=leave_out
+    )
 
 
 def fashion_mnist(
-    root: PathText, size: int = 28, channels: int = 1, resample: str = "bicubic", download: bool = True
+    root: PathText,
+    size: int = 28,
+    channels: int = 1,
+    resample: str = "bicubic",
+    download: bool = True,
+    leave_out: Sequence[str | int] = (),
 ) -> DataSet:
     """Looked for as MNIST is (FashionMNIST/raw, fashion_mnist), then where Debian's package puts it."""
     train, test = _load(FASHION_MNIST, root, download)
-    return image_set("fashion_mnist", _CLOTHES, train, test, size=size, channels=channels, resample=resample)
+    return image_set(
+        "fashion_mnist", _CLOTHES, train, test, size=size, channels=channels, resample=resample, leave_out=leave_out
+    )
 
 
 def _load(which: Publication, root: str, fetch: bool) -> tuple[Pair, Pair]:

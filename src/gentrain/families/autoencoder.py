@@ -149,5 +149,9 @@ class PriorAutoencoder(EncoderDecoder):
         prior.require(latent)
         self.prior = prior
 
+    def prior_codes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """z from the prior [n Z] on the system's device."""
+        return self.prior.draw(n, self.latent, self.device, generator)
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        return self.decode(self.prior.draw(n, self.latent, self.device, generator))
+        return self.decode(self.prior_codes(n, generator))

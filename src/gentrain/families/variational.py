@@ -96,8 +96,12 @@ class LatentVariable(EncoderDecoder, ABC):
         """That of the data, and no more than a bound on it."""
         return replace(self.likelihood.likelihood_on, exact=False)
 
+    def prior_codes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """z ~ p(z) [n Z] on the system's device."""
+        return self.posterior.prior(n, self.device, generator)
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        return self.decode(self.posterior.prior(n, self.device, generator))
+        return self.decode(self.prior_codes(n, generator))
 
     def latent_kl(self, x: Tensor) -> Tensor:
         """KL of each dimension of the code, mean over the images [Z] nats: near 0 where a dimension carries nothing."""

@@ -103,6 +103,13 @@ def reconstructions(
     The error row is the mean over channels of |x - xhat|, twice as bright as it is. More than ``columns`` images go
     on in three rows further down.
     """
+    return save_png(reconstruction_sheet(x, xhat, columns=columns, scale=scale), path, metadata)
+
+
+def reconstruction_sheet(
+    x: Tensor | Bytes, xhat: Tensor | Bytes, *, columns: int = 8, scale: int | None = None
+) -> Image.Image:
+    """What ``reconstructions`` writes."""
     first, second = as_images(x), as_images(xhat)
     if first.shape != second.shape:
         raise ValueError(f"images {first.shape} and reconstructions {second.shape} differ in shape")
@@ -117,7 +124,7 @@ def reconstructions(
             for part, label in ((first, "image"), (second, "decoded"), (error, f"error x{ERROR_GAIN}"))
         ]
         blocks.append(below(rows, gap=0))
-    return save_png(below(blocks, gap=8), path, metadata)
+    return below(blocks, gap=8)
 
 
 def neighbours(
