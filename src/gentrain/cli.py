@@ -18,6 +18,8 @@ WORDS = {
     "train": "train a model (the default word)",
     "resume": "go on with an interrupted run, bit for bit",
     "sample": "draw pictures from a trained run",
+    "compress": "write pictures to a small file with a trained compressor",
+    "decompress": "read them back",
     "evaluate": "score a run again with its stored protocol, or any images",
     "table": "finished runs side by side, mean and spread over seeds",
     "list": "models, data, losses, networks, metrics, experiments",

@@ -30,6 +30,7 @@ TRUSTED_PREFIXES = (
     "gentrain.evaluation.manifold.", "gentrain.evaluation.modes.", "gentrain.evaluation.parzen.",
     "gentrain.evaluation.annealing.", "gentrain.evaluation.domain.Domain", "gentrain.evaluation.inception.",
     "gentrain.evaluation.mobilenet.", "gentrain.evaluation.dinov2.", "gentrain.evaluation.reconstruction.",
+    "gentrain.evaluation.rate_distortion.",
     "gentrain.engine.player.", "gentrain.engine.turns.", "gentrain.engine.ema.", "gentrain.engine.health.",
     "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
 )  # fmt: skip
