@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def medians(logits: Callable[[Tensor], Tensor], channels: int, device: torch.dev
 
 @torch.no_grad()
 def tables(bits: Callable[[Tensor], Tensor], centres: Tensor) -> Tables:
-    """Frequencies of the symbols about ``centres`` float64 [M]. ``bits``: -log2 p of latents, [1 M 1 N] for the same."""
+    """Frequencies of the symbols about ``centres`` float64 [M]. ``bits``: -log2 p of latents [1 M 1 N]."""
     reach = 8
     while True:
         steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -78,7 +79,7 @@ def tables(bits: Callable[[Tensor], Tensor], centres: Tensor) -> Tables:
 
 def frequencies(p: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Whole numbers of at least 1 that sum to TOTAL, in proportion to ``p`` [N] as near as that allows."""
-    counts = 1 + np.floor(p / p.sum() * (TOTAL - len(p))).astype(np.int64)
+    counts: npt.NDArray[np.int64] = 1 + np.floor(p / p.sum() * (TOTAL - len(p))).astype(np.int64)
     counts[int(counts.argmax())] += TOTAL - int(counts.sum())
     return counts
 
@@ -186,14 +187,14 @@ def unpack(blob: bytes, where: str, shape: tuple[int, ...], fingerprint: bytes) 
             f"{where}: written with other weights ({'x'.join(map(str, found))}, {theirs.hex()}; these are "
             f"{'x'.join(map(str, shape))}, {fingerprint.hex()}): name the run=, checkpoint= and weights= that wrote it"
         )
-    place, lengths = HEAD.size, []
+    place, lengths = HEAD.size, list[int]()
     while len(lengths) < count and place < len(blob) - 4:
         length, place = _read_number(blob, place)
         lengths.append(length * WORD)
     if len(lengths) < count or place + sum(lengths) != len(blob) - 4:
         raise UserError(f"{where}: damaged (its lengths do not add up); copy it again from where it came from")
     ends = np.cumsum([place, *lengths]).tolist()
-    return [blob[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [blob[start:end] for start, end in pairwise(ends)]
 
 
 def _number(value: int) -> bytes:

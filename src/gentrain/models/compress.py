@@ -31,7 +31,7 @@ from gentrain.types import Spec
 BETA_FLOOR, GAMMA_START, CROSS_START = 1e-6, 0.1, 1e-4
 KERNEL = 5
 STEPS = 4.0
-"""About how many steps of rounding the latents of untrained networks are wide: with fewer all of them are one symbol."""
+"""Latents of untrained networks are about so many steps of rounding wide: with fewer all of them are one symbol."""
 
 
 def full(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -134,7 +134,7 @@ class GDNTransforms:
             what = "x".join(map(str, spec.shape))
             raise UserError(f"model/net=gdn needs square images, and the data are {what}: choose data of images")
         stride = 2**self.stages
-        return math.ceil(spec.size / stride) * stride
+        return -(-spec.size // stride) * stride
 
     @staticmethod
     def _down(c_in: int, c_out: int) -> nn.Conv2d:
