@@ -133,7 +133,7 @@ class GDNTransforms:
         if not spec.is_image or spec.shape[1] != spec.shape[2]:
             what = "x".join(map(str, spec.shape))
             raise UserError(f"model/net=gdn needs square images, and the data are {what}: choose data of images")
-        stride = 2**self.stages
+        stride: int = 2**self.stages
         return -(-spec.size // stride) * stride
 
     @staticmethod
