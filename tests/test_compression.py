@@ -213,6 +213,52 @@ def test_distortion_is_in_levels_and_the_weight_is_lambda() -> None:
     assert torch.equal(ends[0]["rate_bpp"], ends[1]["rate_bpp"])
 
 
+def test_training_sees_uniform_noise_in_place_of_rounding() -> None:
+    config = tiny("model=compress", "train.batch_size=64")
+    system, data = ready(config)
+    part = next(batches(config, data, 1))
+    seen: dict[str, Tensor] = {}
+    density, synthesis = system.nets["density"], system.nets["synthesis"]
+    whole = density.bits
+
+    def bits(y: Tensor) -> Tensor:
+        seen["rate"] = y
+        return whole(y)  # type: ignore[operator, no-any-return]
+
+    density.bits = bits
+    synthesis.register_forward_pre_hook(lambda module, given: seen.update(distortion=given[0]))
+    system.objective(part)  # type: ignore[operator]
+    noise = (seen["rate"] - system.nets["analysis"](part.signed)).detach().flatten()
+    assert torch.equal(seen["rate"], seen["distortion"])
+    assert float(noise.abs().max()) <= 0.5001
+    assert abs(float(noise.var()) - 1 / 12) < 0.01
+    assert abs(float(noise.mean())) < 0.03
+
+
+def test_codes_are_within_half_a_step_of_the_latents_and_on_a_grid_about_the_medians() -> None:
+    system, x = trained(steps=5), digits().test.all(50).x
+    with torch.no_grad():
+        system.nets["density"].biases[-1].add_(torch.linspace(-2, 2, 8)[:, None, None])  # type: ignore[union-attr, index]
+    with at_rest(system):
+        y = system.nets["analysis"](Images(x).signed)
+        codes = system.encode(x).view_as(y)  # type: ignore[operator]
+        medians = coding.medians(system.nets["density"].logits, 8, torch.device("cpu")).float()  # type: ignore[arg-type]
+    assert float((codes - y).abs().max()) <= 0.5001
+    steps = codes - medians[:, None, None]
+    assert torch.allclose(steps, steps.round(), atol=1e-4)
+    assert float((medians - medians.round()).abs().max()) > 0.05, "the medians are no whole numbers here"
+
+
+def test_each_change_of_weights_that_a_reader_needs_changes_the_mark() -> None:
+    system = trained(steps=2)
+    marks = {system.fingerprint()}  # type: ignore[operator]
+    for name in ("synthesis", "density"):
+        with torch.no_grad():
+            next(system.nets[name].parameters()).add_(0.5)
+        marks.add(system.fingerprint())  # type: ignore[operator]
+    assert len(marks) == 3
+
+
 # Real bits
 
 
