@@ -124,7 +124,7 @@ def test_every_option_composes(group: str) -> None:
 BLOCKER = """
 import importlib.metadata as metadata
 import sys
-absent = {"torchvision", "torch_fidelity", "tensorboard"}
+absent = {"torchvision", "torch_fidelity", "tensorboard", "constriction"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in absent:

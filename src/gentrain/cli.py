@@ -18,6 +18,8 @@ WORDS = {
     "train": "train a model (the default word)",
     "resume": "go on with an interrupted run, bit for bit",
     "sample": "draw pictures from a trained run",
+    "compress": "write pictures to a small file with a trained compressor",
+    "decompress": "read them back",
     "evaluate": "score a run again with its stored protocol, or any images",
     "explore": "look into a trained run: codes, anomalies, interpolation, ...",
     "table": "finished runs side by side, mean and spread over seeds",

@@ -31,7 +31,7 @@ TRUSTED_PREFIXES = (
     "gentrain.evaluation.annealing.", "gentrain.evaluation.classification.",
     "gentrain.evaluation.domain.Domain", "gentrain.evaluation.inception.",
     "gentrain.evaluation.mobilenet.", "gentrain.evaluation.dinov2.", "gentrain.evaluation.reconstruction.",
-    "gentrain.evaluation.clustering.", "gentrain.evaluation.perceptual.",
+    "gentrain.evaluation.clustering.", "gentrain.evaluation.perceptual.", "gentrain.evaluation.rate_distortion.",
     "gentrain.engine.player.", "gentrain.engine.turns.", "gentrain.engine.ema.", "gentrain.engine.health.",
     "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
 )  # fmt: skip

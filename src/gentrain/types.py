@@ -9,7 +9,7 @@ Images travel as they are stored, uint8 in 0..255; a family asks the batch for t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -264,6 +264,23 @@ class LearnsFromFewLabels(Protocol):
         ...
 
 
+@runtime_checkable
+class Compressor(Protocol):
+    """Writes pictures to bytes and reads them back, with loss."""
+
+    def compress(self, x: Tensor) -> list[bytes]:
+        """One string for each of x uint8 [B C H W]. UserError where the coder's library is not installed."""
+        ...
+
+    def decompress(self, streams: Sequence[bytes]) -> Tensor:
+        """uint8 [B C H W]: the pixels of ``decode(encode(x))``."""
+        ...
+
+    def code_bits(self, x: Tensor) -> Tensor:
+        """[B] bits for x uint8 [B C H W] that a perfect coder of the system's density would write; needs no library."""
+        ...
+
+
 CAPABILITIES: dict[str, type[Any]] = {
     "sample": Sampler,
     "log_likelihood": Likelihood,
@@ -272,5 +289,6 @@ CAPABILITIES: dict[str, type[Any]] = {
     "decode": Decoder,
     "cluster": Clusterer,
     "classify": Classifier,
+    "compress": Compressor,
 }
 """What evaluation and the commands may ask of a system, by the method's name."""
