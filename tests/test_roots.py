@@ -89,7 +89,7 @@ def test_hydras_flags_see_the_own_root(flags: list[str], own: Path, capfd: pytes
     [
         (["--cfg", "job", "-cd", "nowhere"], "nowhere: no such folder"),
         (["--cfg", "job", "-cn", "nowhere"], "no config called nowhere"),
-        (["--cfg", "job", "model=nope"], "there are: dcgan"),
+        (["--cfg", "job", "model=nope"], "there are: aae"),
         (["--cfg", "job", "train.keap=1"], "train.keep"),
         (["--cfg", "job", "-m"], "Only one of"),
         (["--cfg", "job", "foo"], "'foo'"),
