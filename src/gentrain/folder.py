@@ -19,6 +19,7 @@ import yaml
 from gentrain.config import Node, load_yaml
 from gentrain.errors import UserError
 from gentrain.masking import mask_secrets
+from gentrain.records import dumped, restored
 
 SAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 
@@ -104,11 +105,11 @@ class RunFolder:
             content = json.loads(self.card_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return restored(content) if isinstance(content, dict) else {}
 
     def write_card(self, card: dict[str, Any]) -> None:
         temporary = self.card_file.with_name(f".run.json.{os.getpid()}.part")
-        temporary.write_text(json.dumps(card, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(dumped(card), encoding="utf-8")
         temporary.replace(self.card_file)
 
     def update_card(self, **changes: Any) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from gentrain.commands.words import Words, options, place, whole_number, yes
 from gentrain.config import Node, nearest
 from gentrain.errors import OK, UserError, one_line
 from gentrain.folder import RunFolder
+from gentrain.records import dumped
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -72,7 +72,7 @@ def _group(argument: str) -> str:
 def show(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
     """All digits, so that two outputs can be compared."""
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(dumped(result), end="")
         return
     print(title)
     for name, value in result["scores"].items():
@@ -93,7 +93,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
     """As JSON: whole, or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.write_text(dumped(result), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
