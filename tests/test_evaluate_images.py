@@ -328,8 +328,10 @@ def test_two_folders_give_what_the_data_set_gives(run: Run, workplace: Path, dat
     for key, value in two["scores"].items():
         assert value == pytest.approx(one[key], abs=1e-6), key
     assert one.keys() - two["scores"].keys() == {"fd_domain_train", "fd_domain_floor"}
-    assert "fd_domain_train" in ended.err
-    assert ended.err.count("\n") == 1 == len(two["left_out"])
+    of_others, left_out = ended.err.splitlines()
+    assert "'digits' was trained on data 'digits'" in of_others
+    assert [left_out] == [f"gentrain: {line}" for line in two["left_out"]]
+    assert "fd_domain_train" in left_out
     assert two["protocol"]["reference"]["path"] == str(workplace / "real")
     assert two["protocol"]["splits"]["distances"] == f"test {len(data.test)}"
     shape = ("data.size=8", "data.channels=1", "data.resize=none")

@@ -237,7 +237,9 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
         def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
             return torch.zeros(n, 1, 8, 8)
 
-    with pytest.raises(UserError, match=r"scores\.l .*log_likelihood.*Painter.*can: sample.*metrics=domain\|inception"):
+    with pytest.raises(
+        UserError, match=r"scores\.l .*log_likelihood.*Painter.*can: sample.*metrics=.*\bdomain\|inception"
+    ):
         require({"l": LikelihoodBound()}, Painter(), data)
     require({"d": Distances(Domain())}, Painter(), data, n=64)
     follow("fd_domain", {"d": Distances(Domain())}, Painter(), data)
