@@ -341,7 +341,8 @@ def test_two_folders_give_what_the_data_set_gives(run: Run, workplace: Path, dat
         assert abs(scores(same)["fd_domain"]) < 1e-6
         assert json.loads(same.out)["protocol"]["splits"]["distances"] == f"test {COUNT}"
     ended = run("evaluate", "samples=made", "reference=real", "metrics=full", weights, "device=cpu")
-    one_line(ended, "training and held-out images apart")
+    assert ended.code == 2
+    assert "training and held-out images apart" in ended.err.splitlines()[-1]
 
 
 def test_a_set_of_its_own_knows_its_classes(tmp_path: Path, pictures: Array) -> None:
