@@ -12,7 +12,7 @@ from gentrain.data.dataset import DataSet
 from gentrain.data.sources import ring, swissroll
 from gentrain.errors import UserError
 from gentrain.evaluation.frechet import frechet_distance
-from gentrain.evaluation.metrics import inception_score, kernel_distance
+from gentrain.evaluation.metrics import inception_score, kernel_distance, subset_size_of
 from gentrain.evaluation.modes import ModesCovered, SlicedWasserstein, sliced_wasserstein
 from gentrain.evaluation.subject import Subject
 
@@ -154,3 +154,26 @@ def test_torch_fidelity_agrees_on_the_same_features() -> None:
     logits = 4 * torch.randn(300, 7, generator=generator(4))
     theirs = isc_features_to_metric(logits, splits=1)["inception_score_mean"]
     assert inception_score(logits, splits=1, seed=0)[0] == pytest.approx(theirs, rel=1e-4)
+
+
+def test_the_kernel_distances_sd_is_that_over_draws() -> None:
+    """Of 300 against 300 points, where subsets as large as the sets would show no spread at all."""
+
+    def draw(seed: int) -> tuple[float, float]:
+        generator = torch.Generator().manual_seed(seed)
+        real, fake = torch.randn(2, 300, 8, generator=generator)
+        return kernel_distance(real, fake, subsets=50, subset_size=subset_size_of(300, 300, 1000), seed=0)
+
+    means, sds = zip(*(draw(seed) for seed in range(40)), strict=True)
+    over_draws, said = torch.tensor(means).std(), torch.tensor(sds).mean()
+    assert 0.5 < said / over_draws < 4.0  # of subsets of half the size
+
+
+def test_parts_of_the_inception_score_are_of_one_size() -> None:
+    """Of 25 samples in 10 parts two each count: one of a part's two has class 0, the other class 1, or both one."""
+    logits = 100.0 * torch.eye(2).repeat(13, 1)[:25]
+    mean, spread = inception_score(logits, splits=10, seed=0)
+    shown = (mean - 1.0) * 10  # how many parts show both classes, each then scoring 2 and else 1
+    assert shown == pytest.approx(round(shown), abs=1e-4)
+    share = shown / 10
+    assert spread == pytest.approx((share * (1 - share) * 10 / 9) ** 0.5, abs=1e-4)

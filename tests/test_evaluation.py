@@ -238,7 +238,7 @@ def test_a_missing_capability_is_named_at_start(data: DataSet) -> None:
             return torch.zeros(n, 1, 8, 8)
 
     with pytest.raises(
-        UserError, match=r"scores\.l .*log_likelihood.*Painter.*can: sample.*metrics=.*\bdomain\|inception"
+        UserError, match=r"scores\.l .*log_likelihood.*Painter.*can: sample.*metrics=dinov2\|domain\|inception"
     ):
         require({"l": LikelihoodBound()}, Painter(), data)
     require({"d": Distances(Domain())}, Painter(), data, n=64)

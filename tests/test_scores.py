@@ -11,8 +11,17 @@ import pytest
 from conftest import Run, words
 from test_contract import differences
 
+from gentrain.data.sources import digits
 from gentrain.engine import checkpoint
 from gentrain.engine.validation import Validation
+from gentrain.evaluation.classes import ClassesShown
+from gentrain.evaluation.domain import Domain
+from gentrain.evaluation.frechet import FrechetDetails
+from gentrain.evaluation.likelihood import LikelihoodBound
+from gentrain.evaluation.manifold import Manifold, Memorisation
+from gentrain.evaluation.metrics import Distances
+from gentrain.evaluation.subject import FeatureCache
+from gentrain.evaluation.trial import Cost, Trial
 
 BUDGET = ("train.iterations=12", "train.log_every=6", "train.validate_every=3", "metrics.samples=90")
 FEW = "metrics.during_samples=50"
@@ -91,7 +100,7 @@ def test_the_schedule_is_in_images_and_moves_no_weight(run: Run) -> None:
 def test_what_scores_may_cost_thins_the_schedule(
     bound: float, at: list[int], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Validation, "seconds", lambda self, system: (1.0, 2.0))
+    monkeypatch.setattr(Validation, "costs", lambda self, system: (Cost(1.0, {}), Cost(2.0, {})))
     ended = run(*words("model=dcgan", "name=run", *BUDGET, FEW, f"metrics.during_seconds={bound}"))
     assert ended.code == 0
     assert curve("metric/fd_domain@50") == at
@@ -99,6 +108,47 @@ def test_what_scores_may_cost_thins_the_schedule(
     assert f"scores: about 1 s each, {planned} times in training" in ended.out
     assert (f"metrics.during_seconds={bound:g}" in ended.out) == (planned < 4)
     assert card()["scoring"]["times"] == planned
+
+
+def test_real_images_are_paid_for_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as dear as a score, they leave room for two of four scores in 4 s, and are paid at the end anyway."""
+    few, all_of_them = Cost(1.0, {"test": 2.0}), Cost(5.0, {"test": 2.0, "train": 9.0})
+    monkeypatch.setattr(Validation, "costs", lambda self, system: (few, all_of_them))
+    ended = run(*words("model=dcgan", "name=run", *BUDGET, FEW, "metrics.during_seconds=4"))
+    assert "about 1 s each after about 2 s for the real images, 2 times" in ended.out
+    assert "with those of the end about 23 s" in ended.out  # 2 + 2 * 5 + 2 + 9
+
+
+def test_a_cost_counts_what_a_metric_does_and_no_cache_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trial, "_each", lambda self, key, work: 1.0)
+    monkeypatch.setattr(Trial, "_product", lambda self: 0.0)
+    data, cache = digits(), FeatureCache()
+    distances, details = Distances(Domain()), FrechetDetails(Domain())
+    metrics = {"distances": distances, "details": details, "likelihood": LikelihoodBound(limit=30)}
+
+    def cost() -> Cost:
+        return Trial(data, None, lambda n: data.test.all(n).x, cache).cost(metrics, 100, 20)
+
+    found = cost()
+    assert found.each == 100 + 100 + 20  # drawn, their features, the likelihood of a few
+    assert {(split, count): seconds for (_, split, count), seconds in found.first.items()} == {
+        ("test", len(data.test)): len(data.test),
+        ("train", len(data.train)): len(data.train),
+    }
+    cache.reference(cache.extractor(Domain(), data, "cpu"), data, "test", len(data.test))
+    assert [split for _, split, _ in cost().first] == ["train"]
+    assert found.sum(3) - found.sum(2) == found.each
+
+
+def test_work_grows_with_what_is_compared() -> None:
+    data = digits()
+    memory, manifold = Memorisation(Domain()), Manifold(Domain())
+    assert memory.work(data, 100).products == pytest.approx(2 * (100 + 359) * 1438 * (32 + 64 + 9 * (64 + 64)))
+    assert memory.work(data, 100).passes == {"train": 1438, "test": 359}
+    assert manifold.work(data, 100).products == pytest.approx(3 * 100**2 * (32 + 64))
+    cheap, dear = (Distances(Domain(), subsets=subsets).work(data, 300).products for subsets in (1, 100))
+    assert dear > 20 * cheap
+    assert ClassesShown(Domain()).work(data, 100).passes == {}  # labels are there
 
 
 @pytest.mark.parametrize("model", ["dcgan", "vae"])

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from gentrain.commands.words import Words, options, place, whole_number, yes
 from gentrain.config import Node, nearest
@@ -71,6 +75,9 @@ def _group(argument: str) -> str:
 
 def show(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
     """All digits, so that two outputs can be compared."""
+    for name, value in result["scores"].items():
+        if not math.isfinite(value):
+            print(f"gentrain: {name} is {value}, which JSON writes as null", file=sys.stderr)
     if as_json:
         print(dumped(result), end="")
         return
@@ -109,6 +116,9 @@ def of_run(arguments: Sequence[str], words: Words) -> tuple[str, dict[str, Any]]
             f"run= and samples={given['samples']}: of a run, samples= is how many are drawn; pictures in a folder are "
             "scored without run="
         )
+    drawn = next((word for word in words.overrides if word.lstrip("+~").partition("=")[0] == "metrics.samples"), None)
+    if given["samples"] and drawn:
+        raise UserError(f"samples={given['samples']} and {drawn}: one of the two says how many are drawn")
     out, trusted = checked_out(given["out"]), yes(given["trust"], "trust")
     result = score(folder, given, words, trusted=trusted)
     title = f"{folder.path} ({given['checkpoint']}, iteration {result['iteration']}, {result['weights']} weights)"
@@ -147,8 +157,9 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     scoring, left_out = scoring.possible(system, data)
     for line in left_out:
         print(f"gentrain: {one_line(line)}", file=sys.stderr)
-    require(scoring.scores, system, data, n=n)
-    require(scoring.at_end, system, data, n=n, section="metrics.at_end")
+    key = "samples" if given["samples"] or not words.overrides else "metrics.samples"
+    require(scoring.scores, system, data, n=n, key=key)
+    require(scoring.at_end, system, data, n=n, key=key, section="metrics.at_end")
     promised(scoring.all, system, data)
     kind = given["weights"] if system.average is not None else "raw"
     cache = FeatureCache.on_disk()
@@ -169,13 +180,37 @@ def chosen_metrics(config: Node, words: Words) -> Node:
     """The ``metrics`` section that ``words`` ask for, as if the run had been started with them."""
     choices = config["choices"]
     if not any(override.startswith("metrics=") for override in words.overrides):
-        raise UserError(
-            f"{words.overrides[0]}: it changes a group of metrics; say which one, e.g. "
-            f"metrics={choices.get('metrics') or 'domain'}"
-        )
+        return changed(config["metrics"], words.overrides)
     at = [f"{group}={choices[group]}" for group in ("model", "data", "size") if choices.get(group)]
     metrics: Node = composed([*at, *words.overrides], words)["metrics"]
     return metrics
+
+
+def changed(metrics: Node, overrides: Sequence[str]) -> Node:
+    """The run's own ``metrics`` section with other values (``metrics.samples=5000``) for keys that it has."""
+    from gentrain.check import bind, check
+    from gentrain.engine.session import Scoring
+
+    section: Node = copy.deepcopy(metrics)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        first, *path = key.split(".")
+        node: Any = section
+        for name in path[:-1]:
+            node = node.get(name) if isinstance(node, dict) else None
+        if first != "metrics" or not path or not isinstance(node, dict) or path[-1] not in node:
+            there = [".".join(["metrics", *path[:-1], name]) for name in node] if isinstance(node, dict) else []
+            raise UserError(
+                f"{override}: the run's metrics have no such key{nearest(key, there)}; metrics=NAME chooses others "
+                "(gentrain list metrics)"
+            )
+        try:
+            node[path[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{override}: not a value") from None
+    check({"metrics": section})
+    bind(Scoring, section, "metrics")
+    return section
 
 
 def composed(overrides: Sequence[str], words: Words) -> Node:

@@ -45,19 +45,24 @@ class Scores:
         every = budget.scoring_interval(scoring)
         if not scoring.all:
             return 0
-        once, at_end = self.validation.seconds(system)
+        once, at_end = self.validation.costs(system)
         times = budget.iterations // every if every else 0
         bound, thinned = scoring.during_seconds, ""
-        if bound is not None and times * once > bound:
-            allowed = int(bound / once)
+        if bound is not None and once.sum(times) > bound:
+            allowed = max(int((bound - once.sum(1) + once.each) / once.each), 0)
             every = every * math.ceil(times / allowed) if allowed else 0
             times = budget.iterations // every if every else 0
             thinned = f" (as metrics.during_seconds={bound:g} allows)"
-        whole = times * once + at_end * (2 if times > 1 and scoring.smaller else 1)
+        first = {**at_end.first, **(once.first if times else {})}  # real images pass once, whoever asks first
+        ends = 2 if times > 1 and scoring.smaller else 1
+        whole = times * once.each + ends * at_end.each + sum(first.values())
+        before = f" after {_about(sum(once.first.values()))} for the real images" if times and once.first else ""
         session.progress.line(
-            f"scores: {_about(once)} each, {times} times in training{thinned}; with those of the end {_about(whole)}"
+            f"scores: {_about(once.each)} each{before}, {times} times in training{thinned}; "
+            f"with those of the end {_about(whole)}"
         )
-        facts = {"seconds": round(once, 3), "times": times, "seconds_at_end": round(at_end, 3), "every": every}
+        facts = {"seconds": round(once.each, 3), "times": times, "seconds_at_end": round(at_end.each, 3)}
+        facts |= {"seconds_first": round(sum(first.values()), 3), "seconds_in_all": round(whole, 3), "every": every}
         session.folder.update_card(scoring=facts)
         return every
 

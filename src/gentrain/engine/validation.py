@@ -18,7 +18,7 @@ from gentrain.engine.system import System
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.protocol import Report, evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
-from gentrain.evaluation.trial import Trial
+from gentrain.evaluation.trial import Cost, Trial
 from gentrain.report import pictures
 from gentrain.types import CAPABILITIES, to_bytes
 
@@ -120,15 +120,15 @@ class Validation:
             system, session.data, metrics, n=n, limit=limit, seed=session.seed, weights=kind, cache=self.features
         )
 
-    def seconds(self, system: System) -> tuple[float, float]:
-        """What the scores of one moment in training and those of the end may cost, by a small trial."""
+    def costs(self, system: System) -> tuple[Cost, Cost]:
+        """Of the scores of one moment in training and of those of the end, by a small trial."""
         scoring = self.session.scoring
         with at_rest(system):
             trial = Trial(self.session.data, system, lambda n: draw(system, n, seed=FIXED_SEED), self.features)
             few = scoring.during_samples or scoring.samples
             return (
-                trial.seconds(scoring.scores, few, scoring.during_samples),
-                trial.seconds(scoring.all, scoring.samples, None),
+                trial.cost(scoring.scores, few, scoring.during_samples),
+                trial.cost(scoring.all, scoring.samples, None),
             )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.evaluation.likelihood import nats_of
+from gentrain.evaluation.metric import Work
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.reference import BLOCK
 from gentrain.evaluation.subject import Subject, split_of
@@ -73,6 +74,10 @@ class AnnealedLikelihood:
     def facts(self, system: object, data: DataSet) -> dict[str, Any]:
         """What it is the likelihood of."""
         return asdict(replace(system.likelihood_on, exact=False)) if isinstance(system, Boltzmann) else {}
+
+    def work(self, data: DataSet, n: int) -> Work:
+        # The hidden units are not known here: as many as visible ones.
+        return Work(products=self.chains * self.temperatures * 4 * data.spec.numel**2)
 
     @torch.no_grad()
     def measure(self, subject: Subject) -> dict[str, float]:

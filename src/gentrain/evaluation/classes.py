@@ -11,7 +11,7 @@ from torch import Tensor
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.frechet import frechet_distance
-from gentrain.evaluation.metric import check_images, finite, logits_of
+from gentrain.evaluation.metric import EIGEN, Work, check_images, finite, logits_of
 from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class ClassesShown:
             raise UserError("metrics: classes_shown needs an extractor that is a classifier")
         self.extractor.check(data)
         split_of(data, self.split)
+
+    def work(self, data: DataSet, n: int) -> Work:
+        return Work({} if knows_labels(self.extractor, data) else {self.split: len(split_of(data, self.split))})
 
     def measure(self, subject: Subject) -> dict[str, float]:
         logits = logits_of(subject.sample_features(self.extractor))
@@ -122,6 +125,10 @@ class ByClass:
         except UserError as error:
             return str(error)
         return None
+
+    def work(self, data: DataSet, n: int) -> Work:
+        dim = self.extractor.num_features(data)
+        return Work({self.split: len(split_of(data, self.split))}, data.spec.classes * EIGEN * dim**3)
 
     def measure(self, subject: Subject) -> dict[str, float]:
         wanted = self.scores(subject.system, subject.data)

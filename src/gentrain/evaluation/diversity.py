@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gentrain.errors import UserError
-from gentrain.evaluation.metric import check_images
+from gentrain.evaluation.metric import SORTED, Work, check_images
 from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
@@ -141,6 +141,12 @@ class SlicedWassersteinImages:
             if there is not None and there < 2:
                 raise UserError(f"metrics: {there} {what}: swd of patches needs at least 2")
 
+    def work(self, data: DataSet, n: int) -> Work:
+        count = min(len(split_of(data, self.split)), n, self.images)
+        dim = data.spec.channels * self.patch**2
+        along = 2 * count * self.patches * self.directions * (dim + SORTED)
+        return Work(products=along * len(levels(data.spec.size, self.smallest)))
+
     def measure(self, subject: Subject) -> dict[str, float]:
         self.check(subject.data, subject.n)
         count = min(len(split_of(subject.data, self.split)), subject.n, self.images)
@@ -211,6 +217,9 @@ class MultiScaleSimilarity:
         for what, there in (("samples", n), (f"images of data {data.name!r} split={self.split}", count)):
             if there is not None and there < 2:
                 raise UserError(f"metrics: {there} {what}: ms_ssim compares pairs")
+
+    def work(self, data: DataSet, n: int) -> Work:
+        return Work(products=2 * self.pairs * data.spec.numel * 5 * self._window(data) ** 2)  # five smoothed maps
 
     def measure(self, subject: Subject) -> dict[str, float]:
         self.check(subject.data, subject.n)

@@ -20,7 +20,7 @@ from gentrain.data.order import hashed
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.gaussian import Gaussian, frechet, frechet_distance
-from gentrain.evaluation.metric import check_enough, check_images, refuse_broken
+from gentrain.evaluation.metric import EIGEN, Work, check_enough, check_images, refuse_broken
 from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
@@ -176,6 +176,11 @@ class FrechetDetails:
                 f"metrics: {n} samples for {dim} features: {key}_inf needs more than {dim}: raise metrics.samples, or "
                 "set metrics.scores.frechet.points=0"
             )
+
+    def work(self, data: DataSet, n: int) -> Work:
+        used = [self.split, *([self._other] if self._against_train or self.floor else [])]
+        dim, fits = self.extractor.num_features(data), self.bootstrap + self.points + 3
+        return Work({split: self._count(data, split) for split in used}, fits * (n + EIGEN * dim) * dim**2)
 
     def measure(self, subject: Subject) -> dict[str, float]:
         self.check(subject.data, subject.n)

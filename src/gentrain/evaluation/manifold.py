@@ -17,7 +17,7 @@ from torch import Tensor
 from gentrain.data.dataset import spread
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
-from gentrain.evaluation.metric import check_images
+from gentrain.evaluation.metric import SORTED, Work, check_images
 from gentrain.evaluation.neighbours import (
     POINTS,
     QUERIES,
@@ -108,8 +108,11 @@ class Manifold:
     def check(self, data: DataSet, n: int | None = None) -> None:
         check_images(data)
         self.extractor.check(data)
-        count = len(split_of(data, self.split))
-        self._enough(count if self.reference is None else min(count, self.reference), n, data)
+        self._enough(self._count(data), n, data)
+
+    def work(self, data: DataSet, n: int) -> Work:
+        there = self._count(data)
+        return Work({self.split: there}, 3 * min(there, n) ** 2 * (self.extractor.num_features(data) + SORTED))
 
     def measure(self, subject: Subject) -> dict[str, float]:
         real = subject.reference_features(self.extractor, self.split, self.reference).features
@@ -118,6 +121,10 @@ class Manifold:
         count = min(len(real), len(fake))
         found = manifold_scores(real[spread(len(real), count)], fake[:count], k=self.k, k_density=self.k_density)
         return {self.extractor.keys.named(base): value for base, value in found.items()}
+
+    def _count(self, data: DataSet) -> int:
+        count = len(split_of(data, self.split))
+        return count if self.reference is None else min(count, self.reference)
 
     def _enough(self, reference: int, n: int | None, data: DataSet) -> None:
         most = max(self.k, self.k_density)
@@ -191,6 +198,16 @@ class Memorisation:
             raise UserError(
                 f"metrics.scores.memorisation.shift={self.shift}: must be below the {data.spec.size} pixels of an image"
             )
+
+    def work(self, data: DataSet, n: int) -> Work:
+        train, held_out = len(data.train), len(data.test)
+        train = train if self.reference is None else min(train, self.reference)
+        held_out, samples = (held_out, n) if self.limit is None else (min(held_out, self.limit), min(n, self.limit))
+        side = min(self.size, data.spec.size)
+        pixels = (2 * self.shift + 1) ** 2 * (data.spec.channels * side**2 + SORTED)
+        # Samples and held-out images look for theirs, and those that were found for their own.
+        pairs = 2 * (samples + held_out) * train
+        return Work({"train": train, "test": held_out}, pairs * (self.extractor.num_features(data) + SORTED + pixels))
 
     def measure(self, subject: Subject) -> dict[str, float]:
         self.check(subject.data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -31,6 +33,23 @@ class Metric(Protocol):
         ...
 
     def measure(self, subject: Subject) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a metric does beside drawing samples and passing them through its extractor, so that its time can be told
+    beforehand. ``passes``: real images through the extractor, by split. ``products``: multiplications of float64
+    matrices, other arithmetic in proportion (``SORTED``)."""
+
+    passes: Mapping[str, int] = field(default_factory=dict)
+    products: float = 0.0
+
+
+SORTED = 64
+"""What comparing, sorting and copying a number costs, in multiplications."""
+
+EIGEN = 12
+"""Eigenvalues of a symmetric [D D] matrix take about so many times D^3 multiplications."""
 
 
 class Given(nn.Module):

@@ -11,12 +11,13 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.gaussian import Gaussian, frechet
-from gentrain.evaluation.metric import Given, check_enough, check_images, finite, logits_of
+from gentrain.evaluation.metric import EIGEN, SORTED, Given, Work, check_enough, check_images, finite, logits_of
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.subject import Subject, split_of
 
@@ -43,10 +44,16 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: in
         return float(mean), float(spread)
 
 
+def subset_size_of(real: int, fake: int, wanted: int) -> int:
+    """``wanted``, or half the smaller set where that is less: subsets that share most of their rows would all say the
+    same, and their spread nothing."""
+    return min(wanted, max(min(real, fake) // 2, 2))
+
+
 def inception_score(logits: Tensor, *, splits: int, seed: int) -> tuple[float, float]:
     """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, arXiv 1606.03498, section 4), mean and
-    standard deviation over ``splits`` random parts of equal size (0 for a single one). logits: [N K]. Between 1 and K.
-    Raises UserError for non-finite logits, N < splits."""
+    standard deviation over ``splits`` random parts of equal size (0 for a single one; the up to ``splits`` - 1 samples
+    that are over are left out). logits: [N K]. Between 1 and K. Raises UserError for non-finite logits, N < splits."""
     from torchmetrics.image.inception import InceptionScore
 
     logits = finite(logits, "samples")
@@ -57,7 +64,8 @@ def inception_score(logits: Tensor, *, splits: int, seed: int) -> tuple[float, f
     with warnings.catch_warnings(), isolated_rng(seed):
         warnings.simplefilter("ignore", UserWarning)  # "will save all features", and the spread of a single split
         metric = InceptionScore(Given(logits.shape[1]), splits=splits, sync_on_compute=False)
-        metric.update(logits)
+        over = len(logits) % splits  # torchmetrics would make the last part smaller, or leave one out
+        metric.update(logits[torch.randperm(len(logits))[over:]] if over else logits)
         mean, spread = metric.compute()
         return float(mean), float(spread) if splits > 1 else 0.0
 
@@ -68,9 +76,9 @@ class Distances:
     deviation over subsets and parts (config target).
 
     ``split``: the reference, test by default; ``reference``: at most so many of its images, None for all.
-    ``subsets``, ``subset_size``: of the kernel distance. ``splits``: of the Inception score. ``allow_few``: compute the
-    Fréchet distance although a covariance cannot have full rank; the value is then far too large and only comparable
-    at the same counts.
+    ``subsets``, ``subset_size``: of the kernel distance (half the smaller set, where that is less). ``splits``: of the
+    Inception score. ``allow_few``: compute the Fréchet distance although a covariance cannot have full rank; the value
+    is then far too large and only comparable at the same counts.
     """
 
     extractor: ExtractorSource
@@ -100,8 +108,12 @@ class Distances:
     def check(self, data: DataSet, n: int | None = None) -> None:
         check_images(data)
         self.extractor.check(data)
-        count = len(split_of(data, self.split))
-        self._enough(count if self.reference is None else min(count, self.reference), n, data)
+        self._enough(self._count(data), n, data)
+
+    def work(self, data: DataSet, n: int) -> Work:
+        count, dim = self._count(data), self.extractor.num_features(data)
+        kernels = 3 * self.subsets * subset_size_of(count, n, self.subset_size) ** 2 * (dim + SORTED)
+        return Work({self.split: count}, kernels + (n + EIGEN * dim) * dim**2)
 
     def measure(self, subject: Subject) -> dict[str, float]:
         real = subject.reference_features(self.extractor, self.split, self.reference)
@@ -110,14 +122,19 @@ class Distances:
         keys = self.extractor.keys
         gaussian = subject.reference_gaussian(self.extractor, self.split, self.reference)
         found = {keys.distance: frechet(gaussian, Gaussian.of(fake.features, "samples"))}
+        size = subset_size_of(len(real), len(fake), self.subset_size)
         found[keys.kernel], found[f"{keys.kernel}_sd"] = kernel_distance(
-            real.features, fake.features, subsets=self.subsets, subset_size=self.subset_size, seed=subject.seed
+            real.features, fake.features, subsets=self.subsets, subset_size=size, seed=subject.seed
         )
         if keys.score is not None:
             found[keys.score], spread = inception_score(logits_of(fake), splits=self.splits, seed=subject.seed)
             if self.splits > 1:
                 found[f"{keys.score}_sd"] = spread
         return found
+
+    def _count(self, data: DataSet) -> int:
+        count = len(split_of(data, self.split))
+        return count if self.reference is None else min(count, self.reference)
 
     def _enough(self, reference: int, n: int | None, data: DataSet) -> None:
         check_enough(self.extractor, data, self.split, reference, n, allow_few=self.allow_few, name="distances")

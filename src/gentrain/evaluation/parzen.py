@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.evaluation.likelihood import nats_of, standard_error
-from gentrain.evaluation.metric import finite
+from gentrain.evaluation.metric import SORTED, Work, finite
 from gentrain.evaluation.subject import Subject, split_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class ParzenWindow:
 
     def check(self, data: DataSet, n: int | None = None) -> None:
         split_of(data, self.split)
+
+    def work(self, data: DataSet, n: int) -> Work:
+        there = len(split_of(data, self.split))
+        held, dim = min(self.validation, len(data.train)), data.spec.numel
+        tested = there if self.limit is None else min(there, self.limit)
+        return Work(products=n * (held * (dim + SORTED * self.steps) + tested * (dim + SORTED)))
 
     def measure(self, subject: Subject) -> dict[str, float]:
         centres = _points(subject.samples(), "samples")

@@ -29,6 +29,9 @@ from gentrain.types import CAPABILITIES
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
 
+MOST = 1 << 35
+"""Numbers in all samples of one evaluation: 32 GiB of 8-bit images."""
+
 OFFERS: tuple[tuple[str, str, bool], ...] = (
     ("domain", "sample", True),
     ("inception", "sample", True),
@@ -89,6 +92,8 @@ class Protocol:
     other data, ``trained_on`` and its ``accuracy`` there."""
     weights: str
     """Of the system: ema or raw; given for pictures made elsewhere."""
+    labels: str | None
+    """Of a system that is asked by class: how the classes were chosen."""
     truncation: float | None
     """Of the latents, where the system truncates them; None: the whole prior."""
     temperature: float | None
@@ -147,6 +152,11 @@ def require(
             raise UserError(
                 f"{key}={n}: {section}.{name} ({type(metric).__name__}) scores samples, at least 1 is "
                 "needed; metrics=none scores nothing"
+            )
+        if "sample" in metric.needs and n is not None and n * data.spec.numel > MOST:
+            raise UserError(
+                f"{key}={n}: so many samples take {n * data.spec.numel / 2**30:,.0f} GiB of memory as bytes alone; "
+                f"at most {MOST // data.spec.numel:,} of {'x'.join(map(str, data.spec.shape))} are taken"
             )
         try:
             metric.check(data, n)
@@ -248,6 +258,7 @@ def record(metrics: Mapping[str, Metric], subject: Subject, weights: str, splits
         bits=8,
         extractors={name: dict(facts) for name, facts in subject.used_extractors.items()},
         weights=weights,
+        labels=None if subject.labels is None else "given" if weights == "given" else "training frequencies",
         truncation=getattr(subject.system, "truncation", None),
         temperature=getattr(subject.system, "temperature", None),
         precision=subject.precision,

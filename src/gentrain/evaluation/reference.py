@@ -101,6 +101,12 @@ class FeatureCache:
             self._gaussians[key] = Gaussian(kept["mean"], kept["covariance"], count).with_factor(kept["factor"])
         return self._gaussians[key]
 
+    def has(self, extractor: Extractor, data: DataSet, split: str, count: int, device: torch.device | str) -> bool:
+        """Whether ``reference`` would not have to compute: features are in memory, or a file of their name is there."""
+        fields = describe("features", extractor, data, split, count, device)
+        there = self.folder is not None and _there(self.folder / file_name(fields))
+        return there or tuple(fields.values()) in self._features
+
     def _kept(self, fields: Fields, compute: Callable[[], Tensors]) -> Tensors:
         if self.folder is None:
             return compute()

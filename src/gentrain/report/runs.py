@@ -231,9 +231,7 @@ def _scores(node: object, where: str) -> dict[str, float]:
         raise ValueError(f"run.json: {where} is no mapping")
     found = {}
     for key, value in node.items():
-        if value is None:
-            continue
-        parsed = number(value)
+        parsed = math.nan if value is None else number(value)  # JSON has no other word for it
         if parsed is None or not SCORE.fullmatch(key):
             raise ValueError(f"run.json: {where}: {key!r:.40} is no score")
         found[key] = parsed
