@@ -33,7 +33,8 @@ from gentrain.evaluation.extractors import Extractor
 from gentrain.evaluation.given import score_pictures
 from gentrain.evaluation.metrics import Distances
 from gentrain.evaluation.subject import Subject
-from gentrain.folder import RunFolder, json_text
+from gentrain.folder import RunFolder
+from gentrain.records import dumped
 
 Array = NDArray[Any]
 
@@ -581,7 +582,7 @@ def test_spoilt_arrays_are_read_or_refused(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_null_and_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = {"scores": {"a": math.inf, "b": [math.nan, 1.5]}, "protocol": {}}
-    assert json.loads(json_text(result)) == {"scores": {"a": None, "b": [None, 1.5]}, "protocol": {}}
+    assert json.loads(dumped(result))["scores"] == {"a": None, "b": [None, 1.5]}
     show("title", {"scores": {"a": math.inf}, "protocol": {}}, as_json=True)
     shown = capfd.readouterr()
     assert json.loads(shown.out)["scores"] == {"a": None}

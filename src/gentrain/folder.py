@@ -6,7 +6,6 @@ No heavy import: the command line reads and lists runs with it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import secrets
@@ -20,6 +19,7 @@ import yaml
 from gentrain.config import Node, load_yaml
 from gentrain.errors import UserError
 from gentrain.masking import mask_secrets
+from gentrain.records import dumped, restored
 
 SAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 
@@ -105,28 +105,15 @@ class RunFolder:
             content = json.loads(self.card_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return restored(content) if isinstance(content, dict) else {}
 
     def write_card(self, card: dict[str, Any]) -> None:
         temporary = self.card_file.with_name(f".run.json.{os.getpid()}.part")
-        temporary.write_text(json_text(card), encoding="utf-8")
+        temporary.write_text(dumped(card), encoding="utf-8")
         temporary.replace(self.card_file)
 
     def update_card(self, **changes: Any) -> None:
         self.write_card({**self.card(), **changes})
-
-
-def json_text(value: Any) -> str:
-    """JSON that any reader takes: numbers that are not finite, for which it has no word, become null."""
-    return json.dumps(_finite(value), indent=2, default=str, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def new_path(parent: Path, name: str | None = None) -> Path:

@@ -18,7 +18,8 @@ import yaml
 from gentrain.commands.words import Words, options, place, whole_number, yes
 from gentrain.config import Node, nearest
 from gentrain.errors import OK, UserError, one_line
-from gentrain.folder import RunFolder, json_text
+from gentrain.folder import RunFolder
+from gentrain.records import dumped
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -78,7 +79,7 @@ def show(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
         if not math.isfinite(value):
             print(f"gentrain: {name} is {value}, which JSON writes as null", file=sys.stderr)
     if as_json:
-        print(json_text(result), end="")
+        print(dumped(result), end="")
         return
     print(title)
     for name, value in result["scores"].items():
@@ -99,7 +100,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
     """As JSON: whole, or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json_text(result), encoding="utf-8")
+        part.write_text(dumped(result), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from typing import Any
 from gentrain.config import Node, load_yaml, nearest
 from gentrain.errors import UserError, one_line
 from gentrain.folder import RunFolder
+from gentrain.records import restored
 
 LARGEST = 4_000_000
 """Bytes of a run card or config; ours have some thousand."""
@@ -167,7 +168,7 @@ def _card(file: Path) -> Mapping[str, Any]:
     if not isinstance(card, dict):
         raise ValueError(f"{file.name}: no mapping")
     _shallow(card, LEVELS)
-    return card
+    return restored(card)
 
 
 def _shallow(node: object, levels: int) -> None:

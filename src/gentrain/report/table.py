@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from gentrain.records import dumped
 from gentrain.report.columns import BEST, NOT_MEASURED, Cell, cell, default, heading, score_of
 from gentrain.report.rows import Row, protocol_notes
 from gentrain.report.runs import Skipped
@@ -246,7 +246,7 @@ def as_json(table: Comparison) -> str:
         for data, rows, columns in parts
     ]
     skipped = [{"run": str(each.path), "why": each.why, "detail": each.detail} for each in table.skipped]
-    return json.dumps({"tables": tables, "passed_over": skipped}, indent=2, default=str) + "\n"
+    return dumped({"tables": tables, "passed_over": skipped})
 
 
 def _record(row: Row, columns: Sequence[str]) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _record(row: Row, columns: Sequence[str]) -> dict[str, Any]:
         "seeds": row.seeds,
         "runs": [str(run.path) for run in row.runs],
         "devices": sorted({run.device for run in row.runs}),
-        "protocol": _finite(row.protocol),
+        "protocol": row.protocol,
         "columns": {column: _cell_record(cell(row, column)) for column in columns},
     }
 
@@ -267,12 +267,3 @@ def _cell_record(found: Cell) -> dict[str, Any]:
         return {"mean": None, "undefined" if found.undefined else "missing": found.gap}
     record = {"mean": found.mean, "sd": found.sd, "n": len(found.values), "values": list(found.values)}
     return record | {key: value for key, value in (("bound", found.bound), ("note", found.note)) if value}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
