@@ -36,7 +36,7 @@ MISTAKES = [
     ("model=gan model.prior=cauchy", "normal, uniform"),
     ("precision=fp8", "bf16-mixed"),
     ("seed=x", "seed"),
-    ("model=vae loss=hinge", "bernoulli, density, gaussian, logistic"),
+    ("model=vae loss=hinge", "bernoulli, cross_entropy, density, gaussian, logistic"),
     ("model=dcgan loss=bernoulli", "nonsaturating"),
     ("model=vae data=ring", "images"),
     ("model=dcgan data=ring model/net=dcgan", "model/net=mlp"),

@@ -279,7 +279,7 @@ def systems() -> list[object]:
     """In a system's place, with all that decides which scores a metric promises."""
     on = LikelihoodOn
     kinds = (on(), on(bits=5), on(bits=1, binarisation="static"), on(bits=None, exact=False))
-    bounds = {"elbo": None, "importance_bound": None}
+    bounds = {"elbo": None, "importance_bound": None, "cluster": len}
     return [SimpleNamespace(conditional=by, likelihood_on=kind, **bounds) for by in (False, True) for kind in kinds]
 
 
@@ -312,7 +312,7 @@ def test_every_score_that_a_metric_can_promise_is_known_to_the_table(run: Run, m
     unknown = {name: [key for key in keys if not names.is_known(key)] for name, keys in promised.items()}
     assert not any(unknown.values()), f"report/names.py must list {unknown}"
     of_nobody = {name for name in names.spelt() if name not in every} - {"swd_mean"}
-    assert not [name for name in of_nobody if name[:2] != "is" and not name.startswith("reconstruction_")]
+    assert not [name for name in of_nobody if name[:2] != "is"]
     make("v", "vae", other=1.0)
     (row,) = rows_of(run, f"columns={','.join(sorted(every))}").values()
     assert set(row["columns"]) == every
@@ -334,6 +334,10 @@ CANNOT = {
     "fd_domain_by_class": "not asked by class",
     "reconstruction_mse": "no reconstructions",
     "log_z": "no Boltzmann machine",
+    "cluster_nmi": "no codes",
+    "clusters_used": "no clusters of its own",
+    "classification_error": "no classifier",
+    "rate_bpp": "no compressor",
     "modes_total": "not for images",
 }
 OF_IMAGES = ("precision_domain", "density_domain", "coverage", "copy_rate_pixels", "authenticity_domain", "swd_mean")

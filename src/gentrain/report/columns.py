@@ -51,6 +51,10 @@ ASKED_OF = (
     (names.LIKELIHOODS, {"log_likelihood"}, "no likelihood"),
     (names.OF_RBMS, {"rbm"}, "no Boltzmann machine"),
     (names.RECONSTRUCTIONS, {"encode", "decode"}, "no reconstructions"),
+    (names.OF_CODES, {"encode"}, "no codes"),
+    (names.OF_CLUSTERS, {"cluster"}, "no clusters of its own"),
+    (names.CLASSIFIED, {"classify"}, "no classifier"),
+    (names.COMPRESSED, {"compress"}, "no compressor"),
     (SAMPLED, {"sample"}, "no samples"),
 )
 """(scores, the capabilities that they ask of a system, what is said of one that lacks them)."""

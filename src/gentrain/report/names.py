@@ -31,8 +31,18 @@ LIKELIHOODS = (
 )
 OF_RBMS = ("nll_nats_ais", "log_z", "log_z_sd")
 RECONSTRUCTIONS = ("reconstruction_mse", "reconstruction_psnr")
+OF_CODES = tuple(f"cluster_{score}{of}" for of in ("", "_pixels", "_pca") for score in ("accuracy", "nmi", "ari"))
+OF_CLUSTERS = (
+    *("cluster_accuracy_own", "cluster_nmi_own", "cluster_ari_own"),
+    *("cluster_accuracy_confident", "clusters_used"),
+)
+CLASSIFIED = ("classification_error",)
+COMPRESSED = ("rate_estimated_bpp", "rate_bpp", "compressed_psnr", "compressed_ms_ssim")
 
-EVERY = (*OF_IMAGES, *BY_CLASS, *OF_VECTORS, *OF_EITHER, *LIKELIHOODS, *OF_RBMS, *RECONSTRUCTIONS)
+EVERY = (
+    *(*OF_IMAGES, *BY_CLASS, *OF_VECTORS, *OF_EITHER, *LIKELIHOODS, *OF_RBMS),
+    *(*RECONSTRUCTIONS, *OF_CODES, *OF_CLUSTERS, *CLASSIFIED, *COMPRESSED),
+)
 EXTRACTORS = {"fid": "", "fd_domain": "_domain", "fd_dinov2": "_dinov2", "fd_mobilenetv2": "_mobilenetv2"}
 """Of each extractor that ships: the name of its distance, and the suffix of its other scores."""
 
