@@ -95,7 +95,7 @@ class Scoring:
     trains only ``scores`` are, on ``during_samples`` samples and as many images of a split at most (None: ``samples``,
     whole splits), after every ``during_every`` images seen (None: with each validation). ``during_seconds``: what they
     may cost in all, by an estimate at the start; the schedule is thinned out to fit. ``also``: what the model asks
-    for; it joins ``scores``, where a metric of the same name stays as it is.
+    for; it joins ``scores``, where a metric of the same name, here or in ``at_end``, stays as it is.
     """
 
     scores: Mapping[str, Metric] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Scoring:
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
-        wanted = {name: metric for name, metric in self.also.items() if name not in self.scores}
+        wanted = {name: m for name, m in self.also.items() if name not in self.scores and name not in self.at_end}
         object.__setattr__(self, "scores", {**self.scores, **wanted})
         twice = sorted(set(self.scores) & set(self.at_end))
         if twice:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UserError
+from gentrain.evaluation.extractors import ExtractorSource
+from gentrain.evaluation.gaussian import Gaussian, frechet
+from gentrain.evaluation.metric import EIGEN, Work, check_enough, check_images
 from gentrain.evaluation.subject import Subject, split_of
 from gentrain.types import to_bytes
 
@@ -64,6 +67,63 @@ class ReconstructionError:
         if subject.data.spec.is_image:
             found["reconstruction_psnr"] = -10.0 * math.log10(max(mse, 1e-10))
         return found
+
+
+@dataclass(frozen=True)
+class ReconstructionDistance:
+    """Fréchet distance between held-out images and what comes back of the very same ones (config target):
+    ``<fd>_reconstructed``. What the code loses in the eyes of an extractor; it says nothing of samples, whose distance
+    is another.
+
+    ``split``: of the images, test by default; ``limit``: so many spread over it, None for all; ``batch``: per call.
+    ``allow_few``: as in ``metrics.Distances``.
+    """
+
+    extractor: ExtractorSource
+    split: str = "test"
+    limit: int | None = None
+    batch: int = 250
+    allow_few: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset({"encode", "decode"})
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"metrics.scores.reconstructed.batch={self.batch}: at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"metrics.scores.reconstructed.limit={self.limit}: at least 1, or null for all")
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        return (f"{self.extractor.keys.distance}_reconstructed",)
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        check_images(data)
+        self.extractor.check(data)
+        count = self._count(data)
+        check_enough(self.extractor, data, self.split, count, count, allow_few=self.allow_few, name="reconstructed")
+
+    def work(self, data: DataSet, n: int) -> Work:
+        dim, count = self.extractor.num_features(data), self._count(data)
+        return Work({self.split: count}, (count + EIGEN * dim) * dim**2)
+
+    def looks_at(self, data: DataSet, limit: int | None) -> int:
+        return self._count(data)
+
+    def probe(self, system: object, x: Tensor) -> None:
+        _back(system, x.to(getattr(system, "device", "cpu")))
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        self.check(subject.data)
+        count = self._count(subject.data)
+        backs = torch.cat([back for _, back in reconstructions(subject, self.split, count, self.batch)])
+        features = subject.extractor(self.extractor)(backs).features
+        real = subject.reference_gaussian(self.extractor, self.split, count)
+        (key,) = self.scores(subject.system, subject.data)
+        return {key: frechet(real, Gaussian.of(features, "reconstructions"))}
+
+    def _count(self, data: DataSet) -> int:
+        there = len(split_of(data, self.split))
+        return there if self.limit is None else min(there, self.limit)
 
 
 def reconstructions(subject: Subject, split: str, limit: int | None, batch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,7 +30,7 @@ LIKELIHOODS = (
     *("bits_per_dim", "bits_per_dim_{N}bit"),
 )
 OF_RBMS = ("nll_nats_ais", "log_z", "log_z_sd")
-RECONSTRUCTIONS = ("reconstruction_mse", "reconstruction_psnr")
+RECONSTRUCTIONS = ("reconstruction_mse", "reconstruction_psnr", "{D}_reconstructed")
 OF_CODES = tuple(f"cluster_{score}{of}" for of in ("", "_pixels", "_pca") for score in ("accuracy", "nmi", "ari"))
 OF_CLUSTERS = (
     *("cluster_accuracy_own", "cluster_nmi_own", "cluster_ari_own"),
