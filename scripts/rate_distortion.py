@@ -50,6 +50,7 @@ def learned(places: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any
 def draw(points: list[dict[str, Any]], codecs: list[CodecPoint], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -64,8 +65,11 @@ def draw(points: list[dict[str, Any]], codecs: list[CodecPoint], path: Path) -> 
         values = [point[f"compressed_{key}"] for point in points]
         axes.plot([p[rate] for p in points], values, "C0o-", label=f"learned, {'range coded' if real else 'estimated'}")
         axes.set(xscale="log", xlabel="bits per pixel", ylabel=unit)
+        axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(-6, 6)]))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(MARKS) + 1, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
