@@ -163,3 +163,22 @@ def test_the_average_is_declared_and_can_be_switched_off(model: str) -> None:
         system.prepare(total=1)
         assert (system.average is not None) == averaged
     assert "ema:" not in text or built(f"model={model}", "model.ema=null").ema is None
+
+
+# A choice of metrics that a model asks for
+
+
+def test_a_model_that_cannot_sample_is_scored_by_what_it_can(run: Run, workplace: Path) -> None:
+    """The data's own choice needs samples; its place is taken unless the command line has one."""
+    for words_of_it, scores in (
+        (("name=a",), {"reconstruction_mse", "reconstruction_psnr"}),
+        (("name=b", "metrics.scores.reconstruction.limit=40"), {"reconstruction_mse", "reconstruction_psnr"}),
+        (("name=c", "metrics=none"), set()),
+    ):
+        assert run(*words("model=ae", *words_of_it)).code == 0
+        final = RunFolder.open(workplace / "outputs" / words_of_it[0][5:]).card()["final"]
+        assert set(final or {}) == scores
+    ended = run(*words("model=ae", "metrics=domain"))
+    assert ended.code == 2
+    assert "needs sample" in ended.err
+    assert "metrics=reconstruction" in ended.err
