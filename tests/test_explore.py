@@ -47,6 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plane": ["model=vae", "model.latent=2"],
         "without": ["model=ae", "data.leave_out=[3]"],
         "ring": ["model=vae", "data=ring", "loss=density"],
+        "roll": ["model=aae", "model/prior=swiss_roll", "model.latent=2"],
     }
     for name, choices in more.items():
         code = main([*TINY, "metrics=none", *choices, f"output={home}", f"name={name}"])
@@ -530,3 +531,18 @@ def test_the_plane_grows_to_the_right_and_upwards() -> None:
 def test_neighbours_of_the_same_class_are_counted_without_oneself() -> None:
     values = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]])
     assert latent.same_class(values, torch.tensor([0, 0, 1, 2, 2])) == pytest.approx(3 / 5)
+
+
+def test_an_adversarial_autoencoder_is_shown_by_its_prior(
+    runs: dict[str, Path], explore: Explore, tmp_path: Path
+) -> None:
+    """A roll is neither centred on 0 nor as wide as the codes of an untrained encoder."""
+    for tool, words in (("latent", ("n=100",)), ("traverse", ("n=100",))):
+        ended = explore(tool, f"run={runs['roll']}", f"out={tmp_path}", "device=cpu", *words)
+        assert ended.code == 0, ended.err
+    (latent,) = tmp_path.glob("latent*.json")
+    (traverse,) = tmp_path.glob("traverse*.json")
+    assert json.loads(latent.read_text(encoding="utf-8"))["grid"]["from"] == "quantiles of the prior"
+    found = json.loads(traverse.read_text(encoding="utf-8"))["protocol"]
+    assert found["spread"] == "prior"
+    assert found["around"] in ("the mean of the prior", "0")

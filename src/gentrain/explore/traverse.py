@@ -31,7 +31,7 @@ def explore(study: Study, path: Path, *, image: str, dims: int, steps: int, reac
     chosen = chosen.sort().values if order == "index" else chosen
     draws = study.prior_codes(PRIOR_DRAWS)
     spread = (codes if draws is None else draws).double().std(0).float()
-    centre, around = _centre(study, image, codes, has_prior=draws is not None)
+    centre, around = _centre(study, image, codes, draws)
     offsets = torch.linspace(-reach, reach, steps)
     z = centre.repeat(len(chosen), steps, 1)  # [dims T Z]
     for row, dim in enumerate(chosen.tolist()):
@@ -70,9 +70,15 @@ def latent_kl(study: Study, seen: Seen, dimensions: int) -> Tensor | None:
     return kl if kl.shape == (dimensions,) else None
 
 
-def _centre(study: Study, image: str, codes: Tensor, *, has_prior: bool) -> tuple[Tensor, str]:
+def _centre(study: Study, image: str, codes: Tensor, draws: Tensor | None) -> tuple[Tensor, str]:
+    """A code and its name; ``draws``: of the prior, where there is one."""
     if image == "none":
-        return (torch.zeros(codes.shape[1]), "0") if has_prior else (codes.mean(0), "the mean code")
+        if draws is None:
+            return codes.mean(0), "the mean code"
+        middle, error = draws.mean(0), draws.std(0) / len(draws) ** 0.5
+        if bool((middle.abs() < 5.0 * error).all()):
+            return torch.zeros(codes.shape[1]), "0"
+        return middle, "the mean of the prior"
     if not image.isdecimal() or int(image) >= len(study.data.test):
         raise UserError(f"image={image}: a place in the test split, 0 to {len(study.data.test) - 1}, or none")
     return study.encode(study.at("test", torch.tensor([int(image)])).x)[0], f"test image {int(image)}"

@@ -199,10 +199,14 @@ class AdversarialAutoencoder(MatchedAutoencoder):
         known = torch.isin(batch.index.cpu(), self.labelled.index).to(batch.y.device)
         return torch.where(known, batch.y, self.spec.classes)
 
+    def prior_codes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """z from the prior [n Z] on the system's device."""
+        return self.prior.draw(n, self.latent, self.device, generator)
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         if self.parts is not None and labels is not None:
             return self.decode(self.parts.draw_labelled(labels, self.spec.classes, generator))
-        return self.decode(self.prior.draw(n, self.latent, self.device, generator))
+        return self.decode(self.prior_codes(n, generator))
 
     def _sign(self, labels: Tensor) -> Tensor:
         return F.one_hot(labels, self.spec.classes + 1)
@@ -291,9 +295,16 @@ class SemiSupervisedAutoencoder(MatchedAutoencoder):
         """Logits [B K] for x uint8 [B C H W]."""
         return self._class_code.logits(self.encoder_output(x))
 
+    def prior_codes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Class, as often as any other, and style from its prior: [n Z] on the system's device."""
+        return self._codes(None, n, generator)
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        return self.decode(self._codes(labels, n, generator))
+
+    def _codes(self, labels: Tensor | None, n: int, generator: torch.Generator | None) -> Tensor:
         style = self.prior.draw(n, self.style, self.device, generator)
-        return self.decode(torch.cat([self._one_hot(labels, n, generator), style], dim=1))
+        return torch.cat([self._one_hot(labels, n, generator), style], dim=1)
 
     def _one_hot(self, labels: Tensor | None, n: int, generator: torch.Generator | None) -> Tensor:
         classes = self.spec.classes
