@@ -228,11 +228,12 @@ def test_nearest_neighbours_are_those_of_standardised_codes() -> None:
     rng = np.random.default_rng(0)
     x, held = rng.normal(size=(40, 3)) * [1, 100, 1], rng.normal(size=(60, 3)) * [1, 100, 1]
     y, target = (x[:, 0] > 0).astype(np.int64), (held[:, 0] > 0).astype(np.int64)
-    mean, sd = x.mean(0), x.std(0)  # of the labelled samples alone
+    mean, sd = x.mean(0), x.std(0)  # of the training samples, not of the held-out ones
     distances = np.linalg.norm(((held - mean) / sd)[:, None] - ((x - mean) / sd)[None], axis=2)
     expected = (y[distances.argmin(1)] == target).mean()
     plain = (y[np.linalg.norm(held[:, None] - x[None], axis=2).argmin(1)] == target).mean()
-    found, converged = probe.accuracies(x, y, held, target, 1)
+    fitted, asked = probe.standardised(x, held)
+    found, converged = probe.accuracies(fitted, y, asked, target, 1)
     assert found["knn"] == expected != plain
     assert converged
 

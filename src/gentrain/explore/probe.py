@@ -40,7 +40,7 @@ def explore(
     test = Seen(test.index[asked], test.x[asked], study.classes(test, "probe")[asked])
     y, target = study.classes(pool, "probe").numpy(), study.classes(test, "probe").numpy()
     budgets = _budgets(per_class, labels, np.bincount(y)[known.numpy()], k)
-    features = _features(study, pool, test)
+    features = {name: standardised(*both) for name, both in _features(study, pool, test).items()}
     curves: dict[str, dict[str, dict[str, Any]]] = {kind: {name: {} for name in features} for kind in KINDS}
     unconverged = 0
     for budget in budgets:
@@ -62,7 +62,7 @@ def explore(
         "protocol": {
             "labelled": sizes, "repeats": repeats, "classes": [study.data.spec.class_names[i] for i in known.tolist()],
             "neighbours": k, "pool": len(pool), "test": len(test), "code": features["codes"][0].shape[1],
-            "pca": features["PCA"][0].shape[1], "standardised": "on the labelled images only",
+            "pca": features["PCA"][0].shape[1], "standardised": "on the training images looked at",
             "logistic_regression": "C=1, lbfgs, at most 1000 iterations", "unconverged": unconverged,
         },
         "accuracy": curves,
@@ -72,20 +72,27 @@ def explore(
 
 def accuracies(x: Floats, y: Ints, held: Floats, target: Ints, k: int) -> tuple[dict[str, float], bool]:
     """Accuracy on ``held`` [M D] of logistic regression and of ``k`` neighbours fitted to x [N D], labels y [N], and
-    whether the regression converged. Both see x standardised by its own mean and deviation."""
+    whether the regression converged."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(x)
-    x, held = scaler.transform(x), scaler.transform(held)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         logistic = LogisticRegression(C=1.0, max_iter=1000).fit(x, y)
     neighbours = KNeighborsClassifier(k).fit(x, y)
     found = {"logistic": float(logistic.score(held, target)), "knn": float(neighbours.score(held, target))}
     return found, not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def standardised(fitted: Floats, held: Floats) -> tuple[Floats, Floats]:
+    """Both [* D] by the mean and deviation of ``fitted``. These are all images of the pool, labelled or not: of a few
+    labelled ones alone, a pixel that is nearly always black has a deviation near 0, and raw pixels would lose to any
+    code for that."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(fitted)
+    return scaler.transform(fitted), scaler.transform(held)
 
 
 def principal_components(fitted: Tensor, held: Tensor, dimensions: int, seed: int) -> tuple[Floats, Floats]:

@@ -152,7 +152,7 @@ class Gaussian(PixelLikelihood):
             return _mean_and_scale(output, c)
         if self.scale == "shared":
             _require_channels(output, None if c is None else c + 1)
-            return torch.tanh(output[:, :-1]), _bounded(output[:, -1:])
+            return torch.tanh(output[:, :-1]), bounded(output[:, -1:])
         _require_channels(output, c)
         return torch.tanh(output), torch.full((), math.log(self.scale), device=output.device)
 
@@ -205,10 +205,10 @@ class SharedScale(nn.Module):
 def _mean_and_scale(output: Tensor, c: int | None = None) -> tuple[Tensor, Tensor]:
     _require_channels(output, None if c is None else 2 * c)
     mu, raw = output.chunk(2, dim=1)
-    return torch.tanh(mu), _bounded(raw)
+    return torch.tanh(mu), bounded(raw)
 
 
-def _bounded(raw: Tensor) -> Tensor:
+def bounded(raw: Tensor) -> Tensor:
     """Log scale kept inside its range by two soft steps: the identity between, fading gradients beyond."""
     floored = LOG_SCALE_FLOOR + F.softplus(raw - LOG_SCALE_FLOOR, beta=2.0)
     return LOG_SCALE_CEILING - F.softplus(LOG_SCALE_CEILING - floored, beta=2.0)

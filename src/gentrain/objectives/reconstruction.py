@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.objectives.likelihoods import SharedScale
+from gentrain.objectives.likelihoods import SharedScale, bounded
 from gentrain.types import LikelihoodOn, Spec, to_signed
 
 
@@ -48,7 +48,7 @@ class SquaredError:
 class Density:
     """Vectors x ~ N(output, scale^2 I): a density, whose nats depend on the unit of the data.
 
-    ``scale``: a number, or ``shared``: one learned number, held by ``head()``.
+    ``scale``: a number, or ``shared``: one learned number, held by ``head()``, kept between e^-6 and e^3.
     """
 
     scale: float | Literal["shared"] = "shared"
@@ -90,5 +90,5 @@ class Density:
     def _log_scale(self, output: Tensor) -> Tensor:
         """[B 1]."""
         if isinstance(self.scale, str):
-            return output[:, -1:].clamp_min(-6.0)
+            return bounded(output[:, -1:])
         return torch.full_like(output[:, :1], math.log(self.scale))
