@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from gentrain.errors import UserError
-from gentrain.objectives.divergences import kl_standard_normal_terms
+from gentrain.models.vae import DiagonalGaussian
+from gentrain.objectives.divergences import LOG_VARIANCE, bounded_log_variance, kl_standard_normal_terms
 from gentrain.objectives.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, PixelLikelihood
 
 
@@ -139,3 +140,16 @@ def test_an_evaluation_sees_one_binarisation_of_each_image() -> None:
     assert once.likelihood_on == Bernoulli("threshold").likelihood_on != likelihood.likelihood_on
     for other in (*DISCRETE, once, Bernoulli("threshold"), Bernoulli("none")):
         assert other.prepare(x, fixed=True).equal(other.prepare(x))
+
+
+def test_log_variances_are_bounded_softly() -> None:
+    raw = torch.tensor([-1e4, -20.0, -9.0, 0.0, 0.5, 9.0, 20.0, 1e4], requires_grad=True)
+    bounded = bounded_log_variance(raw)
+    assert bounded.abs().max() <= LOG_VARIANCE
+    assert torch.allclose(bounded[2:6], raw[2:6], atol=1e-5)
+    bounded.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.allclose(raw.grad[2:6], torch.ones(4), atol=1e-5)  # type: ignore[index]
+    wild = torch.tensor([[0.0, 1e4], [0.0, -1e4]])
+    posterior = DiagonalGaussian(1)
+    assert posterior.divergences(wild, wild[:, :1])["kl"].isfinite().all()
+    assert posterior.log_weight(wild, posterior.draw(wild)).isfinite().all()

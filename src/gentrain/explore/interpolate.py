@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gentrain.errors import UserError
 from gentrain.explore.judge import judge
 from gentrain.explore.study import Found, Seen, Study, generator_of
 from gentrain.report.strips import Row, stack, strip_block
@@ -79,12 +80,14 @@ def explore(study: Study, path: Path, *, pairs: int, steps: int, show: int) -> F
 def _pairs(study: Study, count: int) -> tuple[Seen, Seen]:
     """Different images, drawn by the seed; of different classes where the split has more than one."""
     rng, total, y = generator_of(study.seed), len(study.data.test), study.data.test.y
+    if total < 2:
+        raise UserError(f"explore interpolate: split=test has {total} image, and a pair is due")
     apart = y is not None and y.ndim == 1 and len(torch.unique(y)) > 1
     first, second = [], []
     for a in rng.choice(total, count, replace=count > total).tolist():
         b = a
         while b == a or (apart and y is not None and y[a] == y[b]):
-            b = int(rng.integers(total)) if total > 1 else a + 1
+            b = int(rng.integers(total))
         first.append(a)
         second.append(b)
     return study.at("test", torch.tensor(first)), study.at("test", torch.tensor(second))

@@ -20,7 +20,7 @@ from gentrain.families.autoencoder import EncoderDecoder
 from gentrain.nets.architecture import Architecture
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.autoencoding import Code, Corruption, Reconstruction, Regulariser
-from gentrain.objectives.priors import Dense, LabelledPrior, Prior
+from gentrain.objectives.priors import Prior, dense, labelled
 from gentrain.types import Images, Spec, Terms
 
 MATCH = "critic"
@@ -160,8 +160,8 @@ class AdversarialAutoencoder(MatchedAutoencoder):
         )  # fmt: skip
         prior.require(latent)
         self.prior = prior
-        self.density = _density(prior, adversarial) if known_prior else None
-        self.parts = _parts(prior, spec) if label_conditioned else None
+        self.density = dense(prior, probabilistic=adversarial.probabilistic) if known_prior else None
+        self.parts = labelled(prior, spec.classes) if label_conditioned else None
         if labels_per_class is not None and not label_conditioned:
             raise UserError("model.labels_per_class: labels are for model.label_conditioned=true")
         if known_prior and label_conditioned:
@@ -311,20 +311,3 @@ class SemiSupervisedAutoencoder(MatchedAutoencoder):
         if labels is None:
             labels = torch.randint(classes, (n,), device=self.device, generator=generator)
         return F.one_hot(labels, classes).float()
-
-
-def _density(prior: Prior, adversarial: AdversarialLoss) -> Dense:
-    if not isinstance(prior, Dense):
-        raise UserError("model.known_prior: this prior's density is not known: choose another prior, or false")
-    if not adversarial.probabilistic:
-        raise UserError("model.known_prior: this loss has no logits to add a log-density to: choose nonsaturating")
-    return prior
-
-
-def _parts(prior: Prior, spec: Spec) -> LabelledPrior:
-    if not isinstance(prior, LabelledPrior):
-        raise UserError("model.label_conditioned: this prior has no part for each class: choose a mixture or a roll")
-    if spec.classes < 2:
-        raise UserError("model.label_conditioned: data= gives no classes: choose other data, or false")
-    prior.require_classes(spec.classes)
-    return prior

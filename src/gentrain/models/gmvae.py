@@ -21,7 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.objectives.divergences import kl_standard_normal_terms, log_normal, log_standard_normal
+from gentrain.objectives.divergences import (
+    bounded_log_variance,
+    kl_standard_normal_terms,
+    log_normal,
+    log_standard_normal,
+)
 
 
 @final
@@ -118,7 +123,7 @@ class MixturePosterior(nn.Module):
         """Mean and log variance of z [B Z], and of w [B W]."""
         sizes = [self.latent, self.latent, self.style, self.style]
         mu, log_variance, mu_w, log_variance_w = torch.split(output, sizes, 1)
-        return (mu, log_variance), (mu_w, log_variance_w)
+        return (mu, bounded_log_variance(log_variance)), (mu_w, bounded_log_variance(log_variance_w))
 
     def _parts(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """z [B Z] and w [B W]."""

@@ -37,7 +37,7 @@ class ImportanceWeighted:
     def __call__(self, evidence: Evidence) -> Terms:
         log_prior_ratio = evidence.posterior.log_weight(evidence.output, evidence.latents)  # [K*B]
         log_weights = log_prior_ratio.view(self.draws, -1) - evidence.error  # [K B]
-        return {"iw_bound": math.log(self.draws) - torch.logsumexp(log_weights.float(), 0).mean()}
+        return {"minus_bound": math.log(self.draws) - torch.logsumexp(log_weights.float(), 0).mean()}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.objectives.autoencoding import Evidence
-from gentrain.objectives.divergences import kl_standard_normal_terms, log_normal, log_standard_normal
+from gentrain.objectives.divergences import (
+    bounded_log_variance,
+    kl_standard_normal_terms,
+    log_normal,
+    log_standard_normal,
+)
 from gentrain.types import Terms
 
 
@@ -38,22 +43,27 @@ class DiagonalGaussian:
         return output.chunk(2, dim=1)[0]
 
     def draw(self, output: Tensor) -> Tensor:
-        mu, log_variance = output.chunk(2, dim=1)
+        mu, log_variance = self._split(output)
         return torch.addcmul(mu, torch.randn_like(mu), (0.5 * log_variance).exp())
 
     def decoded(self, latents: Tensor) -> Tensor:
         return latents
 
     def divergences(self, output: Tensor, latents: Tensor) -> dict[str, Tensor]:
-        mu, log_variance = output.chunk(2, dim=1)
+        mu, log_variance = self._split(output)
         return {"kl": kl_standard_normal_terms(mu, log_variance)}
 
     def log_weight(self, output: Tensor, latents: Tensor) -> Tensor:
-        mu, log_variance = output.chunk(2, dim=1)
+        mu, log_variance = self._split(output)
         return log_standard_normal(latents) - log_normal(latents, mu, log_variance)
 
     def prior(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         return torch.randn(n, self.latent, device=device, generator=generator)
+
+    @staticmethod
+    def _split(output: Tensor) -> tuple[Tensor, Tensor]:
+        mu, raw = output.chunk(2, dim=1)
+        return mu, bounded_log_variance(raw)
 
 
 @dataclass(frozen=True)

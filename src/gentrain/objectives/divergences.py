@@ -9,10 +9,21 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.objectives.autoencoding import Pass, summed
+
+LOG_VARIANCE = 14.0
+"""Bound on a log variance either way: a standard deviation of a thousandth or a thousand."""
+
+
+def bounded_log_variance(raw: Tensor) -> Tensor:
+    """Kept within ``LOG_VARIANCE`` of 0 by two soft steps: the identity between, fading gradients beyond. An encoder
+    that overshoots would otherwise make a divergence infinite."""
+    floored = F.softplus(raw.float() + LOG_VARIANCE, beta=4.0) - LOG_VARIANCE
+    return LOG_VARIANCE - F.softplus(LOG_VARIANCE - floored, beta=4.0)
 
 
 def kl_standard_normal_terms(mu: Tensor, log_variance: Tensor) -> Tensor:

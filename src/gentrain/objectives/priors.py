@@ -67,3 +67,22 @@ class Normal:
         """[B] nats for z [B Z]."""
         squares = (z.float() / self.scale).square() + math.log(2.0 * math.pi * self.scale**2)
         return -0.5 * squares.sum(1)
+
+
+def dense(prior: Prior, *, probabilistic: bool) -> Dense:
+    """The prior, if its log-density can be added to the logits of a critic (``probabilistic``); else UserError."""
+    if not isinstance(prior, Dense):
+        raise UserError("model.known_prior: this prior's density is not known: choose another prior, or false")
+    if not probabilistic:
+        raise UserError("model.known_prior: this loss has no logits to add a log-density to: choose nonsaturating")
+    return prior
+
+
+def labelled(prior: Prior, classes: int) -> LabelledPrior:
+    """The prior, if it has a part for each of so many classes; else UserError."""
+    if not isinstance(prior, LabelledPrior):
+        raise UserError("model.label_conditioned: this prior has no part for each class: choose a mixture or a roll")
+    if classes < 2:
+        raise UserError("model.label_conditioned: data= gives no classes: choose other data, or false")
+    prior.require_classes(classes)
+    return prior
