@@ -32,9 +32,10 @@ class MatchedAutoencoder(EncoderDecoder, ABC):
 
     Autoencoder first, then each critic, on codes that carry no gradient, then the encoder alone against all of them:
     the decoder gets no gradient from a critic. Each has its own optimiser: one shared state would mix the sizes of two
-    gradients. ``weight`` multiplies what the encoder minimises against the critics. ``joint``: that term stands in the
-    autoencoder's own objective, so that one step of one optimiser does both (WAE-GAN: Tolstikhin et al. 2018, arXiv
-    1711.01558, Algorithm 1), and there is no player ``encoder``.
+    gradients. ``weight`` multiplies what the encoder minimises against the critics; where it has an Adam of its own
+    (not ``joint``) that changes next to nothing, for Adam divides by the gradient's size. ``joint``: that term stands
+    in the autoencoder's own objective, so that one step of one optimiser does both (WAE-GAN: Tolstikhin et al. 2018,
+    arXiv 1711.01558, Algorithm 1), and there is no player ``encoder``.
     """
 
     def __init__(

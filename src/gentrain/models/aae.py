@@ -5,6 +5,7 @@ phases), 2.3 (labels beside the codes), 5 (semi-supervised: classes and style, e
 Adds to the family of adversarial autoencoders: priors known by draws (a ring of Gaussians, a swiss roll, one-hot
 classes), and a code made of class probabilities and style. The players and their order are the family's.
 Departs: Adam but at the paper's size; the squared error is a sum over pixels; the priors' numbers are ours.
+Clusters without labels (the paper's section 6) are not built.
 Checked by: tests/test_aae.py (draws against densities and shapes, who moves when, labels), tests/test_contract.py.
 """
 

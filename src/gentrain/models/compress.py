@@ -7,7 +7,8 @@ Adds: GDN, strided transforms, a density of each latent channel that is convolve
 pixel levels. Rate, rounding and the range coder are the family's.
 Departs: beta and gamma are squares (plus a floor) in place of a projection, and gamma needs not be symmetric; latents
 are rounded about the median of their density, found by bisection, without the auxiliary loss that the authors' later
-releases train it with; images of 8 to 128 pixels, padded to a multiple of the stride by their border.
+releases train it with; images of 8 to 128 pixels, padded to a multiple of the stride by their border;
+MS-SSIM is a score and no distortion to train on.
 Checked by: tests/test_compression.py (GDN by its formula and by inversion, the density's integral and sums, rates of
 noise and of rounding, real bits and a lossless way there and back), tests/test_contract.py.
 """

@@ -7,6 +7,7 @@ Adds to the autoencoder: a corruption, drawn anew in each step and absent when i
 denoiser has learned.
 Departs: one network trained at once for layers trained one by one; ReLU and untied weights for sigmoids; squared error
 in [-1, 1] (loss=cross_entropy is the paper's for grey pixels). All numbers count alike, corrupted or not.
+There is a score, and no Langevin chain along it.
 Noise in units of the data here, which are [-1, 1] for images: a standard deviation s of the paper's [0, 1] is 2 s.
 Checked by: tests/test_autoencoders.py (shares and moments of the noise, the clean target, the score of a Gaussian).
 """

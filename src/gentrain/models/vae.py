@@ -73,7 +73,8 @@ class ELBO:
     ``beta``: 1 is the bound itself. ``warmup``: iterations over which beta rises linearly to its value, from its
     first part on (Sonderby et al. 2016, arXiv 1602.02282). ``free_nats``: no divergence of a dimension is pushed below
     it, by its mean over the batch (Kingma et al. 2016, arXiv 1606.04934, appendix C.8); one number for all divergences,
-    or one by name and 0 for the others. UserError for values below 0, and for names that do not appear.
+    or one by name and 0 for the others. Under DDP and ``train.accumulate`` the mean is that of a rank or part.
+    UserError for values below 0, and for names that do not appear.
     """
 
     beta: float = 1.0

@@ -6,7 +6,7 @@ Adds to the autoencoder family: the maximum mean discrepancy between codes and p
 encoder's input, the authors' falling learning rates. WAE-GAN (Algorithm 1) is the family of adversarial autoencoders
 with ``joint``, and needs nothing from here but the noise and the rates.
 Departs: the encoder is not trained alone before; DCGAN's networks (the authors' decoder starts at 8x8 and ends with a
-convolution of stride 1).
+convolution of stride 1); no priors on a sphere or a cube, nor their scales of the kernel.
 Checked by: tests/test_wae.py (a double loop, the closed form for Gaussians, the mean over draws),
 tests/test_contract.py.
 """
