@@ -742,3 +742,10 @@ def test_a_real_gan_beside_a_real_vae_over_two_seeds(run: Run, workplace: Path) 
     shown = run("table", "outputs")
     assert shown.code == 0
     assert shown.err == ""
+
+
+def test_codes_have_columns_of_their_own(run: Run, make: Make) -> None:
+    make("a", "vae", reconstruction_mse=0.01, cluster_accuracy=0.5, cluster_nmi_pixels=0.4)
+    (row,) = rows_of(run).values()
+    assert {"reconstruction_mse", "cluster_accuracy"} <= row["columns"].keys()
+    assert "cluster_nmi_pixels" not in row["columns"]

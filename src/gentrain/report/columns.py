@@ -43,6 +43,7 @@ BASES = {
 
 DEFAULT = (
     *("fd", "floor", "kid", "is", "precision", "recall", "bits/dim", "nats", "modes", "swd"),
+    *("reconstruction_mse", "fd_domain_reconstructed", "cluster_accuracy", "classification_error", "rate_bpp"),
     *("parameters", "images", "seconds", "images/s", "samples/s"),
 )
 
