@@ -83,11 +83,13 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
     _register(config_dirs)
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            # Keys of metrics may be those of a choice that is known only when all else is composed.
-            about_others = [word for word in overrides if not word.lstrip("+~").startswith("metrics.")]
-            raw = hydra.compose(config_name, about_others, return_hydra_config=True)
+            words = list(overrides)
+            if not any(word.startswith("metrics=") for word in overrides):
+                # Keys of metrics may be those of a choice that is known only when all else is composed.
+                words = [word for word in overrides if not word.lstrip("+~").startswith("metrics.")]
+            raw = hydra.compose(config_name, words, return_hydra_config=True)
             more = _wanted(raw, overrides)
-            if more or len(about_others) < len(overrides):
+            if more or len(words) < len(overrides):
                 raw = hydra.compose(config_name, [*overrides, *more], return_hydra_config=True)
         with_choices = OmegaConf.to_container(raw.hydra.runtime.choices)
         OmegaConf.set_struct(raw, False)

@@ -9,7 +9,7 @@ import torch
 
 from gentrain.errors import UserError
 from gentrain.evaluation.metric import finite
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted, split_of
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -44,13 +44,14 @@ class ClassificationError:
             raise UserError(f"metrics: split={self.split} of data {data.name!r} has no class labels to be wrong about")
 
     def looks_at(self, data: DataSet, limit: int | None) -> int:
-        return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
+        return counted(data, self.split, self.limit, limit)
 
     def measure(self, subject: Subject) -> dict[str, float]:
         rows = split_of(subject.data, self.split)
-        limits = [some for some in (self.limit, subject.limit) if some is not None]
         wrong = count = 0
-        for index in torch.split(subject.reference_index(self.split, min(limits, default=None)), self.batch):
+        for index in torch.split(
+            subject.reference_index(self.split, self.looks_at(subject.data, subject.limit)), self.batch
+        ):
             images = rows.take(index)
             assert images.y is not None
             logits = subject.system.classify(images.x.to(subject.device)).float().cpu()  # type: ignore[attr-defined]

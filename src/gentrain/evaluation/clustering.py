@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UserError
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted, split_of
 from gentrain.types import Clusterer
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Clustering:
     def looks_at(self, data: DataSet, limit: int | None) -> int:
         if self._left_out(data):
             return 0
-        return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
+        return counted(data, self.split, self.limit, limit)
 
     def probe(self, system: object, x: Tensor) -> None:
         system.encode(x.to(getattr(system, "device", "cpu")))  # type: ignore[attr-defined]

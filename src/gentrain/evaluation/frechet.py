@@ -21,7 +21,7 @@ from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.gaussian import Gaussian, frechet, frechet_distance
 from gentrain.evaluation.metric import EIGEN, Work, check_enough, check_images, refuse_broken
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -201,8 +201,7 @@ class FrechetDetails:
         return {f"{self.extractor.keys.distance}_{name}": value for name, value in found.items()}
 
     def _count(self, data: DataSet, split: str) -> int:
-        count = len(split_of(data, split))
-        return count if self.reference is None else min(count, self.reference)
+        return counted(data, split, self.reference)
 
 
 def _generator(subject: Subject, score: str) -> torch.Generator:

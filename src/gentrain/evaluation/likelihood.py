@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gentrain.errors import UserError
 from gentrain.evaluation.randomness import isolated_rng
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted, split_of
 from gentrain.types import Likelihood, LikelihoodOn
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class LikelihoodBound:
         _enough(self.looks_at(data, None), self.split)
 
     def looks_at(self, data: DataSet, limit: int | None) -> int:
-        return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
+        return counted(data, self.split, self.limit, limit)
 
     def probe(self, system: object, x: Tensor) -> None:
         x = x.to(getattr(system, "device", "cpu"))
@@ -134,8 +134,7 @@ def nats_of(
     less): float64 [N]. What is drawn on the way starts from the subject's seed each time, so that two bounds see one
     and the same binarised images. Raises UserError where a value is nan or inf, with the place of the sample."""
     rows = split_of(subject.data, split)
-    limits = [some for some in (limit, subject.limit) if some is not None]
-    places = subject.reference_index(split, min(limits, default=None))
+    places = subject.reference_index(split, counted(subject.data, split, limit, subject.limit))
     _enough(len(places), split)
     parts = []
     with isolated_rng(subject.seed):

@@ -29,7 +29,7 @@ from gentrain.evaluation.neighbours import (
     squared_distances,
 )
 from gentrain.evaluation.reference import BLOCK
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -123,8 +123,7 @@ class Manifold:
         return {self.extractor.keys.named(base): value for base, value in found.items()}
 
     def _count(self, data: DataSet) -> int:
-        count = len(split_of(data, self.split))
-        return count if self.reference is None else min(count, self.reference)
+        return counted(data, self.split, self.reference)
 
     def _enough(self, reference: int, n: int | None, data: DataSet) -> None:
         most = max(self.k, self.k_density)
@@ -200,9 +199,8 @@ class Memorisation:
             )
 
     def work(self, data: DataSet, n: int) -> Work:
-        train, held_out = len(data.train), len(data.test)
-        train = train if self.reference is None else min(train, self.reference)
-        held_out, samples = (held_out, n) if self.limit is None else (min(held_out, self.limit), min(n, self.limit))
+        train, held_out = counted(data, "train", self.reference), counted(data, "test", self.limit)
+        samples = n if self.limit is None else min(n, self.limit)
         side = min(self.size, data.spec.size)
         pixels = (2 * self.shift + 1) ** 2 * (data.spec.channels * side**2 + SORTED)
         # Samples and held-out images look for theirs, and those that were found for their own.

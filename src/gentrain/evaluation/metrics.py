@@ -19,7 +19,7 @@ from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.gaussian import Gaussian, frechet
 from gentrain.evaluation.metric import EIGEN, SORTED, Given, Work, check_enough, check_images, finite, logits_of
 from gentrain.evaluation.randomness import isolated_rng
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -133,8 +133,7 @@ class Distances:
         return found
 
     def _count(self, data: DataSet) -> int:
-        count = len(split_of(data, self.split))
-        return count if self.reference is None else min(count, self.reference)
+        return counted(data, self.split, self.reference)
 
     def _enough(self, reference: int, n: int | None, data: DataSet) -> None:
         check_enough(self.extractor, data, self.split, reference, n, allow_few=self.allow_few, name="distances")

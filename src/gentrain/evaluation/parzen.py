@@ -12,7 +12,7 @@ from torch import Tensor
 from gentrain.errors import UserError
 from gentrain.evaluation.likelihood import nats_of, standard_error
 from gentrain.evaluation.metric import SORTED, Work, finite
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted, split_of
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -68,9 +68,8 @@ class ParzenWindow:
         split_of(data, self.split)
 
     def work(self, data: DataSet, n: int) -> Work:
-        there = len(split_of(data, self.split))
-        held, dim = min(self.validation, len(data.train)), data.spec.numel
-        tested = there if self.limit is None else min(there, self.limit)
+        held, dim = counted(data, "train", self.validation), data.spec.numel
+        tested = counted(data, self.split, self.limit)
         return Work(products=n * (held * (dim + SORTED * self.steps) + tested * (dim + SORTED)))
 
     def measure(self, subject: Subject) -> dict[str, float]:

@@ -17,7 +17,7 @@ from gentrain import coding
 from gentrain.errors import UserError
 from gentrain.evaluation.diversity import most_scales, similarity
 from gentrain.evaluation.metric import check_images
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted, split_of
 from gentrain.types import Compressor, to_bytes
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RateDistortion:
         split_of(data, self.split)
 
     def looks_at(self, data: DataSet, limit: int | None) -> int:
-        return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
+        return counted(data, self.split, self.limit, limit)
 
     def probe(self, system: object, x: Tensor) -> None:
         self._one(system, x.to(getattr(system, "device", "cpu")))
@@ -71,9 +71,8 @@ class RateDistortion:
         return {"range_coder": coding.has_library(), "ms_ssim_scales": scales, "ms_ssim_window": window}
 
     def measure(self, subject: Subject) -> dict[str, float]:
-        limits = [some for some in (self.limit, subject.limit) if some is not None]
         rows = split_of(subject.data, self.split)
-        places = subject.reference_index(self.split, min(limits, default=None))
+        places = subject.reference_index(self.split, self.looks_at(subject.data, subject.limit))
         estimated, real, psnrs, alike = [], 0, [], []
         for index in torch.split(places, self.batch):
             x = rows.take(index).x

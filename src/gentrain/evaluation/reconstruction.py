@@ -14,7 +14,7 @@ from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.gaussian import Gaussian, frechet
 from gentrain.evaluation.metric import EIGEN, Work, check_enough, check_images
-from gentrain.evaluation.subject import Subject, split_of
+from gentrain.evaluation.subject import Subject, counted, split_of
 from gentrain.types import to_bytes
 
 if TYPE_CHECKING:
@@ -51,16 +51,15 @@ class ReconstructionError:
         split_of(data, self.split)
 
     def looks_at(self, data: DataSet, limit: int | None) -> int:
-        return min(n for n in (len(split_of(data, self.split)), self.limit, limit) if n is not None)
+        return counted(data, self.split, self.limit, limit)
 
     def probe(self, system: object, x: Tensor) -> None:
         _back(system, x.to(getattr(system, "device", "cpu")))
 
     def measure(self, subject: Subject) -> dict[str, float]:
-        limits = [some for some in (self.limit, subject.limit) if some is not None]
         errors = [
             _unit(x).sub(_unit(back)).square().flatten(1).mean(1)
-            for x, back in reconstructions(subject, self.split, min(limits, default=None), self.batch)
+            for x, back in reconstructions(subject, self.split, self.looks_at(subject.data, subject.limit), self.batch)
         ]
         mse = float(torch.cat(errors).mean())
         found = {"reconstruction_mse": mse}
@@ -122,8 +121,7 @@ class ReconstructionDistance:
         return {key: frechet(real, Gaussian.of(features, "reconstructions"))}
 
     def _count(self, data: DataSet) -> int:
-        there = len(split_of(data, self.split))
-        return there if self.limit is None else min(there, self.limit)
+        return counted(data, self.split, self.limit)
 
 
 def reconstructions(subject: Subject, split: str, limit: int | None, batch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -52,6 +52,11 @@ def split_of(data: DataSet, name: str) -> Split:
     return splits[name]
 
 
+def counted(data: DataSet, split: str, *limits: int | None) -> int:
+    """Samples of a split, or the least of the ``limits`` that are not None where that is less."""
+    return min(n for n in (len(split_of(data, split)), *limits) if n is not None)
+
+
 class FeatureCache:
     """Loaded extractors, and features and Gaussians of real images; hand one to all Subjects of a run and real images
     pass once. With a ``folder`` they pass once for all runs that share it. Two processes may use one folder, and one

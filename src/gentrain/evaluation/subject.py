@@ -19,6 +19,7 @@ from gentrain.evaluation.extractors import Extractor, ExtractorSource, Features
 from gentrain.evaluation.gaussian import Gaussian
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.reference import FeatureCache as FeatureCache
+from gentrain.evaluation.reference import counted as counted
 from gentrain.evaluation.reference import split_of as split_of
 from gentrain.types import to_bytes
 
