@@ -108,9 +108,6 @@ class MatchedAutoencoder(EncoderDecoder, ABC):
         """Codes drawn as in training: [B Z]."""
         return self.code.draw(self.nets["encoder"](self.corrupted(batch)).float())
 
-    def corrupted(self, batch: Images) -> Tensor:
-        return batch.signed if self.corruption is None else self.corruption(batch.signed)
-
     def judge(self, critic: str, seen: Tensor) -> Tensor:
         """Scores [B 1] of what a critic sees."""
         scores: Tensor = self.nets[critic](seen)

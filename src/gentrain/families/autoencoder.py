@@ -80,14 +80,17 @@ class EncoderDecoder(System, ABC):
 
     def forward_pass(self, batch: Images) -> Pass:
         """Corrupt, encode, draw, decode, compare with the clean data."""
-        x = batch.signed
-        seen = x if self.corruption is None else self.corruption(x)
+        x, seen = batch.signed, self.corrupted(batch)
         encoder, decoder = self.nets["encoder"], self.nets["decoder"]
         output = encoder(seen).float()
         z = self.code.draw(output)
         decoded = decoder(z)
         error = self.loss.error(decoded, self.loss.prepare(batch.x))
         return Pass(batch, x, seen, output, z, decoded, error, encoder, decoder, self.code)
+
+    def corrupted(self, batch: Images) -> Tensor:
+        """What the encoder is shown in training: float data in [-1, 1], drawn anew at each call."""
+        return batch.signed if self.corruption is None else self.corruption(batch.signed)
 
     # ---------------------------------------------------------------- capabilities
 
