@@ -265,6 +265,17 @@ class LearnsFromFewLabels(Protocol):
 
 
 @runtime_checkable
+class CountsClasses(Protocol):
+    """Makes samples of a class, and must know how frequent each is to make samples of all."""
+
+    conditional: bool
+
+    def give_class_counts(self, counts: Tensor) -> None:
+        """Training images of each class, int64 [K] on the CPU; given when it is built, if it is ``conditional``."""
+        ...
+
+
+@runtime_checkable
 class Compressor(Protocol):
     """Writes pictures to bytes and reads them back, with loss."""
 

@@ -246,6 +246,14 @@ def few_labelled(data: DataSet, per_class: int, *, seed: int) -> Images:
     return data.train.take(torch.cat(chosen).sort().values)
 
 
+def class_counts(data: DataSet) -> Tensor:
+    """Training images of each class, int64 [K]. UserError where there are no class labels."""
+    y = data.train.y
+    if y is None or y.ndim != 1 or data.spec.classes < 1:
+        raise UserError(f"model.labels: data {data.name!r} have no class labels: choose other data")
+    return y.bincount(minlength=data.spec.classes)
+
+
 def content_hash(parts: Iterable[Tensor | str | None]) -> str:
     """sha256 in hex over the bytes, shapes and types of all parts, in order."""
     digest = hashlib.sha256()

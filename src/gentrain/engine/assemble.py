@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from gentrain.check import bind, check, fits, misfit
 from gentrain.config import Node, build, nearest, options
-from gentrain.data.dataset import DataSet, few_labelled
+from gentrain.data.dataset import DataSet, class_counts, few_labelled
 from gentrain.data.stream import stream
 from gentrain.engine.health import Health
 from gentrain.engine.loggers import Logger
@@ -19,7 +19,7 @@ from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
 from gentrain.errors import UserError, one_line
 from gentrain.evaluation.protocol import follow, promised, require
-from gentrain.types import LearnsFromFewLabels
+from gentrain.types import CountsClasses, LearnsFromFewLabels
 
 GIVEN = {"model": frozenset({"spec"})}
 SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None, "output": str}
@@ -109,6 +109,8 @@ def build_system(config: Node, data: DataSet, *, seed: int, trusted: bool = True
         raise UserError(f"model: {config['model'].get('_target_')} makes {type(system).__name__}, not a System")
     if isinstance(system, LearnsFromFewLabels) and system.labels_per_class is not None:
         system.give_labelled(few_labelled(data, system.labels_per_class, seed=seed))
+    if isinstance(system, CountsClasses) and system.conditional:
+        system.give_class_counts(class_counts(data))
     return system
 
 

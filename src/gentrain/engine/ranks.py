@@ -31,9 +31,9 @@ def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor | None = 
     _average([p.grad for p in parameters if p.grad is not None] + ([] if loss is None else [loss]))
 
 
-def average_buffers(nets: nn.Module) -> None:
+def average_buffers(*nets: nn.Module) -> None:
     """Mean of the floating-point buffers (batch-norm statistics): all ranks hold one model at every iteration."""
-    _average([b for b in nets.buffers() if b.is_floating_point()])
+    _average([b for net in nets for b in net.buffers() if b.is_floating_point()])
 
 
 def _average(tensors: Sequence[Tensor]) -> None:

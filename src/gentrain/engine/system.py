@@ -55,6 +55,7 @@ class System(lightning.LightningModule, ABC):
         self.turns: Turns = turns if turns is not None else Alternating()
         self.ema = ema
         self.nets = nn.ModuleDict()
+        self.rules = nn.ModuleDict()  # parts with state that no player moves: a running mean, a pool of samples
         self.average: Average | None = None
         self.clock = Clock()
         self.ledger = Ledger()
@@ -133,7 +134,7 @@ class System(lightning.LightningModule, ABC):
             moving, lambda seat: self._gradients(seat, parts, iteration), lambda seat: self._step(seat, iteration)
         )
         if world_size() > 1:
-            average_buffers(self.nets)
+            average_buffers(self.nets, self.rules)
         if self.average is not None and any(name in self.sampled for seat in moving for name in seat.player.nets):
             self.average.update(iteration)
         self.clock.tick(len(batch) * world_size())
@@ -259,6 +260,7 @@ class System(lightning.LightningModule, ABC):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers_by_name.items()},
             "clock": {"iteration": self.clock.iteration, "images": self.clock.images},
             "setbacks": self.setbacks,
+            "rules": self.rules.state_dict(),
             "kept": {name: _packed(getattr(self, name)) for name in self.keeps},
         }
 
@@ -277,6 +279,7 @@ class System(lightning.LightningModule, ABC):
             has, wants = ("an", "none") if self.average is None else ("no", "one")
             raise UserError(f"model.ema: the checkpoint has {has} average of the weights, the config asks for {wants}")
         self.nets.load_state_dict(state["nets"])
+        self.rules.load_state_dict(state["rules"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
             self.average.forget_places()

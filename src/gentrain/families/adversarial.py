@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -14,7 +16,10 @@ from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
+from gentrain.game import Aim, Codes, Replay, Round, Verdict, View
 from gentrain.nets.architecture import Architecture
+from gentrain.nets.conditioning import Labels
+from gentrain.nets.critic import MakesCritic, Scoring, spectral_norm
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_batch_norm
@@ -30,19 +35,34 @@ def prior_noise(prior: Prior, n: int, latent: int, device: torch.device, generat
     return torch.rand(n, latent, device=device, generator=generator).mul_(2.0).sub_(1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Generated samples and what they were made of: labels int64 [B] and codes [B A], where there are any."""
+
+    x: Tensor
+    labels: Tensor | None
+    codes: Tensor | None
+
+
 @final
 class Adversarial(System):
-    """A GAN (Goodfellow et al. 2014) whose loss, penalties, constraint and networks are values.
+    """A GAN (Goodfellow et al. 2014) whose loss, penalties, constraint, conditions and networks are values.
 
     The critic moves first and sees samples that carry no gradient to the generator; the generator's move goes through
     the critic, whose weights stand still. ``fresh_noise``: the generator moves on samples of its own, as in
     Goodfellow's Algorithm 1; otherwise on those that the critic has just seen, which saves a pass (the DCGAN authors'
     code). ``joint_batch``: the critic sees real and generated samples as one batch; equal in result, and faster, for a
     critic without batch norm, and shared statistics for one with it. ``constraint`` acts on the critic after each of
-    its steps. UserError where the loss needs a Lipschitz critic and neither a penalty nor a constraint makes one.
+    its steps. ``critic``: what it is, by default one score. ``labels``: where classes enter; samples for training are
+    made for the labels of the batch, so that theirs come as often as the data's. ``codes`` stand behind the noise;
+    ``aims`` are further terms, ``views`` what is done to samples before the critic sees them, ``replay`` older samples
+    that it sees again. ``spectral``: networks whose weights are divided by their largest singular value.
+    ``weights``: of the loss, for each player; 0 leaves it to the aims. UserError where the loss needs a Lipschitz
+    critic and nothing makes one.
     """
 
     sampled = ("generator",)
+    keeps = ("class_counts",)
 
     def __init__(
         self,
@@ -56,29 +76,54 @@ class Adversarial(System):
         constraint: Constraint | None = None,
         fresh_noise: bool = True,
         joint_batch: bool = False,
+        critic: MakesCritic | None = None,
+        labels: Labels | None = None,
+        codes: Codes | None = None,
+        aims: Mapping[str, Aim] | None = None,
+        views: Mapping[str, View] | None = None,
+        replay: Replay | None = None,
+        spectral: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
         turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
         super().__init__(spec, players, turns, ema)
         if latent < 1:
             raise UserError(f"model.latent={latent}: at least 1")
-        if loss.needs_lipschitz and not penalties and constraint is None:
+        if loss.needs_lipschitz and not penalties and constraint is None and "critic" not in spectral:
             raise UserError(
                 "model.loss: this loss needs a Lipschitz critic, and neither model.penalties nor model.constraint "
-                "makes one: choose a model that brings one (model=wgan_gp, model=wgan), or another loss"
+                "nor model.spectral makes one: choose a model that brings one (model=wgan_gp, model=wgan, "
+                "model=sngan), or another loss"
             )
-        self.loss = loss
-        self.latent = latent
+        self.loss, self.latent, self.constraint = loss, latent, constraint
         self.prior: Prior = prior
-        self.penalties = dict(penalties or {})
-        self.constraint = constraint
-        self.fresh_noise = fresh_noise
-        self.joint_batch = joint_batch
-        self.nets["generator"] = net.decoder(spec, latent)
-        self.nets["critic"] = net.encoder(spec, 1)
+        self.penalties, self.aims, self.views = dict(penalties or {}), dict(aims or {}), dict(views or {})
+        self.fresh_noise, self.joint_batch, self.replay, self.codes = fresh_noise, joint_batch, replay, codes
+        self.weights_of_loss = _weights_of_loss(weights)
+        self.conditional = labels is not None
+        self.class_counts: Tensor | None = None
+        self._build(net, labels, critic or Scoring(), spectral)
+        named = [*self.aims.items(), *self.views.items(), ("replay", replay), ("loss", loss)]
+        self.rules.update({name: part for name, part in named if isinstance(part, nn.Module)})
+        self._kept: dict[int, Made] = {}
+
+    def _build(self, net: Architecture, labels: Labels | None, critic: MakesCritic, spectral: Sequence[str]) -> None:
+        width = 0 if self.codes is None else self.codes.width
+        inputs = self.latent + width
+        self.nets["generator"] = (
+            net.decoder(self.spec, inputs) if labels is None else labels.build_generator(self.spec, net, inputs)
+        )
+        heads: dict[str, int] = {}
+        for aim in self.aims.values():
+            heads |= aim.heads(self.spec, width)
+        self.nets["critic"] = critic.build(self.spec, net, labels, heads)
         if any(penalty.per_sample for penalty in self.penalties.values()):
             refuse_batch_norm(self.nets["critic"])
-        self._kept: dict[int, Tensor] = {}
+        for name in spectral:
+            if name not in self.nets:
+                raise UserError(f"model.spectral: {name} is no network of a GAN; they are generator and critic")
+            spectral_norm(self.nets[name])
 
     def players(self) -> Sequence[Player]:
         after = None if self.constraint is None else self._constrain
@@ -88,49 +133,114 @@ class Adversarial(System):
         )
 
     def critic_loss(self, batch: Images) -> Terms:
-        real = batch.signed
-        fake = self._fakes_for_critic(batch)
-        on_real, on_fake = self._judge(real, fake)
-        terms = self.loss.critic(on_real, on_fake)
+        made = self._fakes_for_critic(batch)
+        shown = made.x if self.replay is None else self.replay(made.x)
+        real, fake = self._viewed(batch.signed), self._viewed(shown)
+        on_real, on_fake = self._judge(real, fake, made.labels)
+        terms = self._weighted("critic", self.loss.critic(on_real.score, on_fake.score))
+        critic = self._asked(made.labels)
         for penalty in self.penalties.values():
-            terms |= penalty(self.nets["critic"], real, fake)
-        self._note_scores(on_real, on_fake)
+            if (self.clock.iteration + 1) % penalty.every == 0:
+                terms |= penalty(critic, real, fake)
+        terms |= self._aimed("critic", self._round(batch, made, real, fake, on_real, on_fake))
+        for view in self.views.values():
+            view.learn(on_real)
+        self._note_scores(on_real.score, on_fake.score)
         return terms
 
     def generator_loss(self, batch: Images) -> Terms:
-        fake = self._kept.pop(id(batch), None)
-        if fake is None:
-            fake = self.generate(len(batch))
-        return self.loss.generator(self.nets["critic"](fake))
+        made = self._kept.pop(id(batch), None)
+        if made is None:
+            made = self.generate(len(batch), self._labels_of(batch))
+        fake = self._viewed(made.x)
+        on_fake = self.nets["critic"].judge(fake, made.labels)  # type: ignore[operator]
+        real, on_real = batch.signed, None
+        if self.loss.relative or any(aim.needs_real for aim in self.aims.values()):
+            with torch.no_grad():  # the critic stands still, and the generator has no part in these
+                real = self._viewed(real)
+                on_real = self.nets["critic"].judge(real, made.labels)  # type: ignore[operator]
+        scores = None if on_real is None else on_real.score
+        terms = self._weighted("generator", self.loss.generator(on_fake.score, scores))
+        terms |= self._aimed("generator", self._round(batch, made, real, fake, on_real, on_fake))
+        return terms
 
-    def generate(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """[n C H W] in [-1, 1] (or [n D]) from new noise."""
-        made: Tensor = self.nets["generator"](prior_noise(self.prior, n, self.latent, self.device, generator))
-        return made
+    def generate(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Made:
+        """Samples [n C H W] in [-1, 1] (or [n D]) from new noise."""
+        z = prior_noise(self.prior, n, self.latent, self.device, generator)
+        codes = None if self.codes is None else self.codes.draw(n, self.device, generator)
+        return Made(self._from(z if codes is None else torch.cat([z, codes], dim=1), labels), labels, codes)
 
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        return self.generate(n, generator)
+        if self.conditional and labels is None:
+            labels = self.draw_labels(n, generator)
+        return self.generate(n, labels if self.conditional else None, generator).x
+
+    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """int64 [n], each class as often as in the training split."""
+        if self.class_counts is None:
+            raise ValueError("give_class_counts was not called")
+        return torch.multinomial(self.class_counts.float().to(self.device), n, replacement=True, generator=generator)
+
+    def give_class_counts(self, counts: Tensor) -> None:
+        self.class_counts = counts
 
     # ----------------------------------------------------------------
 
-    def _fakes_for_critic(self, batch: Images) -> Tensor:
+    def _from(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        made: Tensor = self.nets["generator"](z, labels) if self.conditional else self.nets["generator"](z)
+        return made
+
+    def _labels_of(self, batch: Images) -> Tensor | None:
+        return batch.y if self.conditional else None
+
+    def _fakes_for_critic(self, batch: Images) -> Made:
+        labels = self._labels_of(batch)
         if self.fresh_noise or not self._generator_moves():
             with torch.no_grad():
-                return self.generate(len(batch))
+                return self.generate(len(batch), labels)
         with _open(self.nets["generator"]):
-            fake = self.generate(len(batch))
-        self._kept[id(batch)] = fake
-        return fake.detach()
+            made = self.generate(len(batch), labels)
+        self._kept[id(batch)] = made
+        return Made(made.x.detach(), made.labels, made.codes)
 
     def _generator_moves(self) -> bool:
         return any(s.player.name == "generator" and s.moves_at(self.clock.iteration + 1) for s in self.seats)
 
-    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    def _viewed(self, x: Tensor) -> Tensor:
+        for view in self.views.values():
+            x = view(x, self.clock.iteration + 1, self.clock.total)
+        return x
+
+    def _judge(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Verdict, Verdict]:
+        judge = self.nets["critic"].judge
+        if not self.joint_batch:
+            return judge(real, labels), judge(fake, labels)  # type: ignore[operator]
+        both = torch.cat([real, fake.to(real.dtype)])
+        verdict: Verdict = judge(both, None if labels is None else torch.cat([labels, labels]))  # type: ignore[operator]
+        return verdict.parted(len(real))
+
+    def _asked(self, labels: Tensor | None) -> nn.Module | partial[Tensor]:
+        """The critic as a function of samples alone."""
+        return self.nets["critic"] if labels is None else partial(self.nets["critic"], labels=labels)
+
+    def _round(
+        self, batch: Images, made: Made, real: Tensor, fake: Tensor, on_real: Verdict | None, on_fake: Verdict
+    ) -> Round:
         critic = self.nets["critic"]
-        if self.joint_batch:
-            both: Tensor = critic(torch.cat([real, fake.to(real.dtype)]))
-            return both[: len(real)], both[len(real) :]
-        return critic(real), critic(fake)
+        return Round(
+            real, fake, made.labels, made.codes, on_real, on_fake, critic.judge, critic, self.nets["generator"],  # type: ignore[arg-type]
+            batch.index, self.clock.iteration + 1,
+        )  # fmt: skip
+
+    def _aimed(self, player: str, seen: Round) -> Terms:
+        terms: Terms = {}
+        for aim in self.aims.values():
+            terms |= aim.critic(seen) if player == "critic" else aim.generator(seen)
+        return terms
+
+    def _weighted(self, player: str, terms: Terms) -> Terms:
+        weight = self.weights_of_loss[player]
+        return terms if weight == 1 else {name: weight * term for name, term in terms.items() if weight > 0}
 
     def _note_scores(self, on_real: Tensor, on_fake: Tensor) -> None:
         means = torch.stack([on_real.detach().float(), on_fake.detach().float()]).flatten(1)
@@ -143,6 +253,14 @@ class Adversarial(System):
     def _constrain(self) -> None:
         assert self.constraint is not None
         self.constraint(self.nets["critic"])
+
+
+def _weights_of_loss(weights: Mapping[str, float] | None) -> dict[str, float]:
+    chosen = {"critic": 1.0, "generator": 1.0} | dict(weights or {})
+    for name, value in chosen.items():
+        if name not in ("critic", "generator") or not value >= 0:
+            raise UserError(f"model.weights.{name}={value}: critic and generator, 0 or more each")
+    return chosen
 
 
 @contextlib.contextmanager

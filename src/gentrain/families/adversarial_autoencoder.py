@@ -62,6 +62,8 @@ class MatchedAutoencoder(EncoderDecoder, ABC):
                 "model.adversarial: this loss needs a Lipschitz critic, and nothing here makes one: choose "
                 "nonsaturating, least_squares or hinge"
             )
+        if adversarial.relative:
+            raise UserError("model.adversarial: a relativistic loss compares pairs of samples, and codes have no pairs")
         if not weight > 0:
             raise UserError(f"model.weight={weight}: above 0")
         self.adversarial, self.weight, self.joint = adversarial, weight, joint

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
 from gentrain.nets.layers import set_biases
 from gentrain.types import Spec
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,23 @@ class GoodfellowMLP:
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] or [B D] -> [B out]."""
+        trunk, width = self.trunk(spec)
+        return nn.Sequential(*trunk, self.head(width, out))
+
+    def trunk(self, spec: Spec, more: int = 0) -> tuple[nn.Sequential, int]:
+        """x [B C+more H W] or [B D+more] -> the last maxout layer behind its dropout [B F], and F."""
         # Dropout puts numbers to 0: black in [0, 1], a grey that means something in [-1, 1].
         layers: list[nn.Module] = [nn.Flatten(), Affine(0.5, 0.5)] if spec.is_image else []
-        width, rate = spec.numel, self.input_dropout
+        width, rate = spec.numel // spec.channels * (spec.channels + more), self.input_dropout
         for units in self.critic_hidden:
             layers += [nn.Dropout(rate), Maxout(width, units, self.pieces)]
             width, rate = units, self.dropout
-        layers += [nn.Dropout(rate), nn.Linear(width, out)]
-        return _initialised(nn.Sequential(*layers), self.critic_range)
+        layers.append(nn.Dropout(rate))
+        return _initialised(nn.Sequential(*layers), self.critic_range), width
+
+    def head(self, inputs: int, outputs: int) -> nn.Linear:
+        """[B inputs] -> [B outputs]."""
+        return _initialised(nn.Linear(inputs, outputs), self.critic_range)
 
 
 class Maxout(nn.Module):
@@ -105,7 +117,7 @@ class Affine(nn.Module):
         return x * self.scale + self.shift
 
 
-def _initialised(net: nn.Sequential, limit: float) -> nn.Sequential:
+def _initialised(net: Net, limit: float) -> Net:
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             nn.init.uniform_(layer.weight, -limit, limit)

@@ -33,3 +33,27 @@ class Tying(Protocol):
         """Put the encoder's parameters in place of the decoder's own, for networks that this architecture made.
         UserError where they do not fit."""
         ...
+
+
+@runtime_checkable
+class Trunked(Architecture, Protocol):
+    """An architecture whose critic comes in two parts, so that several heads can stand on the same features."""
+
+    def trunk(self, spec: Spec, more: int = 0) -> tuple[nn.Module, int]:
+        """Features: images [B C+more H W] in [-1, 1], or vectors [B D+more] -> [B F], and F. ``encoder`` is it with
+        ``head(F, out)`` behind."""
+        ...
+
+    def head(self, inputs: int, outputs: int) -> nn.Module:
+        """A last layer [B inputs] -> [B outputs], initialised as the network's own."""
+        ...
+
+
+@runtime_checkable
+class Modulated(Architecture, Protocol):
+    """An architecture whose generator's normalisation can depend on a condition."""
+
+    def modulated_decoder(self, spec: Spec, latent: int, condition: int) -> nn.Module:
+        """(z [B Z], c [B condition]) -> samples in [-1, 1] [B C H W]; c is the one-hot label or an embedding, and gain
+        and bias of each normalisation are a linear function of it."""
+        ...

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import nn
 
 from gentrain.errors import UserError
 from gentrain.nets.layers import BASE, IMAGE_NORMS, Crop, Pad, choose, require_square_images, set_biases
 from gentrain.types import Spec
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,27 @@ class DCGAN:
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""
+        trunk, width = self.trunk(spec)
+        return nn.Sequential(*trunk, self.head(width, out))
+
+    def trunk(self, spec: Spec, more: int = 0) -> tuple[nn.Sequential, int]:
+        """x [B C+more H W] -> [B F], the last feature map as a vector; and F."""
         widths = self._widths(spec)
         norm = IMAGE_NORMS[self.critic_norm]
         bias = not norm(1)
         layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
         # In place: a leaky ReLU's derivatives, the second one too, can be had from its result, and no normalisation
         # needs its own output. It saves a third of the activations.
-        layers += [self._down(spec.channels, widths[0], bias=True), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [self._down(spec.channels + more, widths[0], bias=True), nn.LeakyReLU(0.2, inplace=True)]
         for i, (narrow, wide) in enumerate(pairwise(widths), start=1):
             down = self._down(narrow, wide, bias) if i < self._halvings(spec) else self._level(narrow, wide, bias)
             layers += [down, *norm(wide), nn.LeakyReLU(0.2, inplace=True)]
-        layers += [nn.Flatten(), nn.Linear(widths[-1] * BASE * BASE, out)]
-        return self._initialised(nn.Sequential(*layers))
+        layers.append(nn.Flatten())
+        return self._initialised(nn.Sequential(*layers)), widths[-1] * BASE * BASE
+
+    def head(self, inputs: int, outputs: int) -> nn.Linear:
+        """[B inputs] -> [B outputs]."""
+        return self._initialised(nn.Linear(inputs, outputs))
 
     def _widths(self, spec: Spec) -> list[int]:
         """Channels of each stage, from the pixels to 4x4."""
@@ -123,10 +134,10 @@ class DCGAN:
         pad, rest = (self.kernel - 1) // 2, self.kernel % 2
         return [nn.ConvTranspose2d(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)]
 
-    def _initialised(self, net: nn.Sequential) -> nn.Sequential:
+    def _initialised(self, net: Net) -> Net:
         if self.init_std is None:
             return net
-        for layer in net:
+        for layer in net.modules():
             weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter):
                 # Gains are the only vectors among the weights.

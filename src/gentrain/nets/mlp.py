@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 from torch import nn
 
 from gentrain.errors import UserError
 from gentrain.nets.layers import ACTIVATIONS, INITS, VECTOR_NORMS, choose, set_biases
 from gentrain.types import Spec
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class MLP:
         """z [B Z] -> [B C' H W] (in [-1, 1] where ``bounded``), or [B D'] for vectors, unbounded."""
         shape = (channels or spec.channels, *spec.shape[1:])
         outputs = spec.numel // spec.channels * shape[0]
-        layers = self._dense([latent, *reversed(self.hidden)], outputs, self.norm)
+        widths = [latent, *reversed(self.hidden)]
+        layers = [*self._dense(widths, self.norm), nn.Linear(widths[-1], outputs)]
         if spec.is_image:
             layers.append(nn.Unflatten(1, shape))
             if bounded:
@@ -53,15 +57,25 @@ class MLP:
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x [B C H W] or [B D] -> [B out]."""
+        trunk, width = self.trunk(spec)
+        return nn.Sequential(*trunk, self.head(width, out))
+
+    def trunk(self, spec: Spec, more: int = 0) -> tuple[nn.Sequential, int]:
+        """x [B C+more H W] or [B D+more] -> the last hidden layer [B F], and F."""
+        inputs = spec.numel // spec.channels * (spec.channels + more)
         layers: list[nn.Module] = [nn.Flatten()] if spec.is_image else []
-        layers += self._dense([spec.numel, *self.hidden], out, self._encoder_norm)
-        return self._initialised(nn.Sequential(*layers))
+        layers += self._dense([inputs, *self.hidden], self._encoder_norm)
+        return self._initialised(nn.Sequential(*layers)), self.hidden[-1] if self.hidden else inputs
+
+    def head(self, inputs: int, outputs: int) -> nn.Linear:
+        """[B inputs] -> [B outputs]."""
+        return self._initialised(nn.Linear(inputs, outputs))
 
     @property
     def _encoder_norm(self) -> str:
         return self.norm if self.critic_norm is None else self.critic_norm
 
-    def _dense(self, widths: list[int], out: int, norm: str) -> list[nn.Module]:
+    def _dense(self, widths: list[int], norm: str) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             # A bias in front of batch normalisation would be taken out again with the mean.
@@ -69,13 +83,12 @@ class MLP:
             layers.append(ACTIVATIONS[self.activation]())
             if self.dropout > 0:
                 layers.append(nn.Dropout(self.dropout))
-        layers.append(nn.Linear(widths[-1], out))
         return layers
 
-    def _initialised(self, net: nn.Sequential) -> nn.Sequential:
+    def _initialised(self, net: Net) -> Net:
         if self.init == "default":
             return net
-        for layer in net:
+        for layer in net.modules():
             if isinstance(layer, nn.Linear):
                 INITS[self.init](layer.weight)
         set_biases(net)

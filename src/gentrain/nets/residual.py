@@ -114,15 +114,24 @@ class Residual:
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""
+        trunk, width = self.trunk(spec)
+        return nn.Sequential(*trunk, self.head(width, out))
+
+    def trunk(self, spec: Spec, more: int = 0) -> tuple[nn.Sequential, int]:
+        """x [B C+more H W] -> [B F], the last feature map as a vector; and F."""
         widths = self._widths(spec)
         norm, act = self.critic_norm, self.activation
         layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
-        layers.append(nn.Conv2d(spec.channels, widths[0], 3, padding=1, bias=norm == "none"))
+        layers.append(nn.Conv2d(spec.channels + more, widths[0], 3, padding=1, bias=norm == "none"))
         for narrow, wide in pairwise(widths):
             layers += [Down(narrow, wide, norm, act), *self._more(wide, norm)]
         layers += [*IMAGE_NORMS[norm](widths[-1]), ACTIVATIONS[act]()]
-        layers += [nn.Flatten(), nn.Linear(widths[-1] * BASE * BASE, out)]
-        return nn.Sequential(*layers)
+        layers.append(nn.Flatten())
+        return nn.Sequential(*layers), widths[-1] * BASE * BASE
+
+    def head(self, inputs: int, outputs: int) -> nn.Linear:
+        """[B inputs] -> [B outputs]."""
+        return nn.Linear(inputs, outputs)
 
     def _more(self, channels: int, norm: str) -> list[nn.Module]:
         """The blocks of a size beyond that which led to it."""

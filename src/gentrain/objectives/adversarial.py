@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,19 +25,25 @@ from torch import Tensor
 from gentrain.types import Terms
 
 
+class GeneratorLoss(Protocol):
+    def __call__(self, fake: Tensor, real: Tensor | None = None) -> Terms: ...
+
+
 @dataclass(frozen=True)
 class AdversarialLoss:
     """Both sides of one game.
 
-    ``critic(real, fake)`` has the terms ``real`` and ``fake``; ``generator(fake)`` has the term ``adversarial``.
+    ``critic(real, fake)`` has the terms ``real`` and ``fake``; ``generator(fake, real)`` has the term ``adversarial``,
+    where ``real`` is None unless the loss is ``relative``: it compares fake scores with real ones.
     ``probabilistic``: the critic's output is the logit of P(real), so that its sigmoid may be logged as a probability.
     ``needs_lipschitz``: the game is meant for a critic of bounded slope; without a bound its loss has no minimum.
     """
 
     critic: Callable[[Tensor, Tensor], Terms]
-    generator: Callable[[Tensor], Terms]
+    generator: GeneratorLoss
     probabilistic: bool
     needs_lipschitz: bool = False
+    relative: bool = False
 
 
 def minimax() -> AdversarialLoss:
@@ -86,15 +93,15 @@ def _cross_entropy(real: Tensor, fake: Tensor) -> Terms:
     return {"real": F.softplus(-real.float()).mean(), "fake": F.softplus(fake.float()).mean()}
 
 
-def _minimax(fake: Tensor) -> Terms:
+def _minimax(fake: Tensor, real: Tensor | None = None) -> Terms:
     return {"adversarial": -F.softplus(fake.float()).mean()}
 
 
-def _nonsaturating(fake: Tensor) -> Terms:
+def _nonsaturating(fake: Tensor, real: Tensor | None = None) -> Terms:
     return {"adversarial": F.softplus(-fake.float()).mean()}
 
 
-def _maximum_likelihood(fake: Tensor) -> Terms:
+def _maximum_likelihood(fake: Tensor, real: Tensor | None = None) -> Terms:
     return {"adversarial": -fake.float().exp().mean()}
 
 
@@ -102,7 +109,7 @@ def _least_squares_critic(real: Tensor, fake: Tensor) -> Terms:
     return {"real": 0.5 * (real.float() - 1.0).square().mean(), "fake": 0.5 * fake.float().square().mean()}
 
 
-def _least_squares(fake: Tensor) -> Terms:
+def _least_squares(fake: Tensor, real: Tensor | None = None) -> Terms:
     return {"adversarial": 0.5 * (fake.float() - 1.0).square().mean()}
 
 
@@ -114,5 +121,5 @@ def _wasserstein_critic(real: Tensor, fake: Tensor) -> Terms:
     return {"real": -real.float().mean(), "fake": fake.float().mean()}
 
 
-def _raise_score(fake: Tensor) -> Terms:
+def _raise_score(fake: Tensor, real: Tensor | None = None) -> Terms:
     return {"adversarial": -fake.float().mean()}

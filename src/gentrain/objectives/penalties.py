@@ -24,12 +24,16 @@ Critic = Callable[[Tensor], Tensor]
 
 
 class Penalty(Protocol):
-    """A term of the critic's loss. ``per_sample``: the critic must treat the samples of a batch independently."""
+    """A term of the critic's loss. ``per_sample``: the critic must treat the samples of a batch independently.
+    ``every``: it acts in iterations divisible by it."""
 
     @property
     def per_sample(self) -> bool: ...
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         """Named terms, already weighted, for float samples [B ...] of equal shape."""
         ...
 
@@ -94,11 +98,12 @@ class GradientPenalty:
     weight: float
     one_sided: bool = False
     per_sample: ClassVar[bool] = True
+    every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_weight("gradient penalty: weight", self.weight)
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         return {"gradient_penalty": self.weight * gradient_penalty(critic, real, fake, one_sided=self.one_sided)}
 
 
@@ -108,11 +113,12 @@ class R1:
 
     gamma: float
     per_sample: ClassVar[bool] = True
+    every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_weight("R1: gamma", self.gamma)
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         return {"r1": self.gamma * r1(critic, real)}
 
 
@@ -122,11 +128,12 @@ class Dragan:
 
     weight: float
     per_sample: ClassVar[bool] = True
+    every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_weight("DRAGAN: weight", self.weight)
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Terms:
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         return {"dragan": self.weight * dragan(critic, real)}
 
 

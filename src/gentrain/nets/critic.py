@@ -1,0 +1,78 @@
+"""Critics: a trunk of any architecture, a score, and further heads on the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gentrain.errors import UserError
+from gentrain.game import Verdict
+from gentrain.nets.architecture import Architecture, Trunked
+from gentrain.nets.conditioning import CriticLabels
+from gentrain.types import Spec
+
+
+class MakesCritic(Protocol):
+    """A choice of what a critic is: ``model.critic``."""
+
+    def build(self, spec: Spec, net: Architecture, labels: CriticLabels | None, heads: Mapping[str, int]) -> nn.Module:
+        """A module whose ``judge(x, labels=None)`` gives a ``Verdict`` with an output in ``more`` for each of
+        ``heads`` (name to width), and whose ``forward`` gives the score alone. UserError where the architecture cannot
+        do it."""
+        ...
+
+
+class Critic(nn.Module):
+    """x [B C H W] or [B D], labels int64 [B] or None -> scores [B 1]."""
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        score: nn.Module,
+        labels: nn.Module | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.trunk, self.score, self.labels = trunk, score, labels
+        self.heads = nn.ModuleDict(dict(heads or {}))
+
+    def judge(self, x: Tensor, labels: Tensor | None = None) -> Verdict:
+        """The score and all that stands on the same features."""
+        if self.labels is not None:
+            x = self.labels.seen(x, labels)  # type: ignore[operator]
+        features: Tensor = self.trunk(x)
+        score: Tensor = self.score(features)
+        if self.labels is not None:
+            score = self.labels.scored(score, features, labels)  # type: ignore[operator]
+        return Verdict(score, features, {name: head(features) for name, head in self.heads.items()})
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.judge(x, labels).score
+
+
+class Scoring:
+    """The usual critic: one number on the features of the architecture's trunk."""
+
+    def build(self, spec: Spec, net: Architecture, labels: CriticLabels | None, heads: Mapping[str, int]) -> nn.Module:
+        if not isinstance(net, Trunked):
+            if labels is not None or heads:
+                raise UserError(f"model.net: {type(net).__name__} makes critics without labels or further heads only")
+            return Critic(net.encoder(spec, 1), nn.Identity())
+        planes = 0 if labels is None else labels.planes(spec)
+        trunk, width = net.trunk(spec, planes)
+        side = None if labels is None else labels.build(spec, width)
+        return Critic(
+            trunk, net.head(width, 1), side, {name: net.head(width, outputs) for name, outputs in heads.items()}
+        )
+
+
+def spectral_norm(net: nn.Module, eps: float = 1e-6) -> nn.Module:
+    """Divide each weight of ``net`` by its largest singular value, as one step of power iteration in each training
+    pass estimates it (Miyato et al. 2018, arXiv 1802.05957, algorithm 1); in place. Nothing moves in eval mode."""
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
+    for layer in [layer for layer in net.modules() if isinstance(layer, kinds)]:
+        torch.nn.utils.parametrizations.spectral_norm(layer, eps=eps)
+    return net
