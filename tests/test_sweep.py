@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Run, words
 
+from gentrain.commands.sweep import compared
+from gentrain.compose import compose, expand
+
 FEW = ["train.iterations=3", "metrics=none"]
 
 
@@ -71,3 +74,35 @@ def test_a_mistake_in_any_job_stops_the_sweep_before_its_first(run: Run, workpla
     assert ended.code == 2
     assert "train.batch_size=0" in ended.err
     assert not (workplace / "outputs").exists()
+
+
+def test_an_experiment_that_compares_brings_its_own_jobs(tmp_path: Path) -> None:
+    """``over`` is a product, what the command line says of a key wins, and a plain run is one of them."""
+    config = {
+        "sweep": {"over": ["model=dcgan,wgan", "+size=tiny,small"], "variants": {"a": ["x=1"], "b": ["+y=3", "x=2"]}}
+    }
+    jobs = compared(["seed=0", "size=paper"], config, expand)
+    assert jobs == [
+        ["seed=0", "size=paper", f"model={model}", *words]
+        for words in (["x=1"], ["+y=3", "x=2"])
+        for model in ("dcgan", "wgan")
+    ]
+    assert compared(["seed=0"], {"sweep": {}}, expand) == [["seed=0"]]
+    config = compose(["experiment=wgan_fig5_6", "seed=4"]).config
+    jobs = compared(["experiment=wgan_fig5_6", "seed=4"], config, expand)
+    assert [job[2:] for job in jobs] == [
+        [f"model={model}", f"model/net={net}"] for model in ("dcgan", "wgan") for net in ("dcgan", "crippled_dcgan")
+    ]
+
+
+def test_a_comparison_is_run_by_its_name(run: Run, workplace: Path) -> None:
+    (workplace / "conf" / "experiment").mkdir(parents=True)
+    (workplace / "conf" / "experiment" / "two.yaml").write_text(
+        '# @package _global_\nsweep: {over: ["seed=3,4"]}\n', encoding="utf-8"
+    )
+    ended = run("-m", *words("model=dcgan", "experiment=two"), *FEW, "--config-dir", str(workplace / "conf"))
+    assert ended.code == 0, ended.err
+    assert [card["seed"] for card in cards(workplace)] == [3, 4]
+    ended = run("-m", *words("model=dcgan", "sweep.over=seed"), *FEW)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "sweep.over" in ended.err

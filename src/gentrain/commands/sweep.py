@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,13 +67,18 @@ def run(words: Words) -> int:
     from gentrain.engine import fit
 
     fit.refuse_foreign_launcher()
-    combinations = expand(words.overrides)
-    configs: list[Node] = []
-    for overrides in combinations:
-        config = compose(overrides, config_name=words.config_name, config_dirs=words.config_dirs).config
+
+    combinations, configs = list[list[str]](), list[Node]()
+    for asked in expand(words.overrides):
+        config = compose(asked, config_name=words.config_name, config_dirs=words.config_dirs).config
         fit.check_config(config)
-        fit.count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
-        configs.append(config)
+        for overrides in compared(asked, config, expand):
+            if overrides != asked:
+                config = compose(overrides, config_name=words.config_name, config_dirs=words.config_dirs).config
+                fit.check_config(config)
+            fit.count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
+            combinations.append(overrides)
+            configs.append(config)
     with Stop() as stop:
         root, jobs = plan(words, combinations, configs)
         done = [job for job in jobs if job.code == 0]
@@ -84,6 +89,20 @@ def run(words: Words) -> int:
         finally:
             print(table(jobs))
         return verdict(jobs, root, stop)
+
+
+def compared(asked: list[str], config: Node, expand: Callable[[list[str]], list[list[str]]]) -> list[list[str]]:
+    """The jobs of one that was asked for: itself, or where its config is a comparison (``sweep.over``,
+    ``sweep.variants``) every combination of the first with each of the second. What the command line says of a key is
+    not swept over."""
+    said = {_key(word) for word in asked}
+    over = [word for word in config["sweep"].get("over") or () if _key(word) not in said]
+    variants = list((config["sweep"].get("variants") or {}).values()) or [[]]
+    return [job for words in variants for job in expand([*asked, *over, *words])]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def verdict(jobs: Sequence[Job], root: Path, stop: Stop) -> int:

@@ -55,12 +55,21 @@ class Budget:
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """The ``sweep`` section: how many jobs run at a time, and how often one that fails is tried again."""
+    """The ``sweep`` section: how many jobs run at a time, and how often one that fails is tried again. Of an experiment
+    that is a comparison: ``over``, words such as ``model=dcgan,wgan`` of which every combination is run, and
+    ``variants``, words of each by name; a word on the command line wins over one of ``over`` for the same key."""
 
     parallel: int = 1
     retry: int = 0
+    over: Sequence[str] = ()
+    variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.over, str) or not all(isinstance(word, str) and "=" in word for word in self.over):
+            raise UserError("sweep.over: a list of words such as model=dcgan,wgan")
+        for name, words in self.variants.items():
+            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+                raise UserError(f"sweep.variants.{name}: a list of words such as [model.joint_batch=true]")
         if self.parallel < 1:
             raise UserError(f"sweep.parallel={self.parallel}: at least 1")
         if self.retry < 0:
