@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.distributions import Normal as TrueNormal
 from torch.distributions import kl_divergence
 
+from gentrain.compose import compose
+from gentrain.engine.fit import check_config
 from gentrain.engine.sampling import at_rest
 from gentrain.engine.validation import Validation
 from gentrain.errors import UserError
@@ -109,9 +112,13 @@ def test_codes_of_points_in_the_plane_are_no_wider_than_they(model: str, most: i
     assert tiny(f"model={model}", "data=ring")["model"]["latent"] == most
 
 
-def test_what_is_for_images_says_so() -> None:
-    with pytest.raises(UserError, match=r"data=ring: vectors, and model=compress is for images: choose data of images"):
-        ready(tiny("model=compress", "data=ring"))
+@pytest.mark.parametrize(
+    ("model", "wanted"), [("compress", "data of images"), ("dcign", 'data=shapes "data.vary={size: 1, ')]
+)
+def test_what_is_for_images_says_so(model: str, wanted: str) -> None:
+    line = f"data=ring: vectors, and model={model} is for images: choose {wanted}"
+    with pytest.raises(UserError, match=re.escape(line)):
+        check_config(compose([f"model={model}", "data=ring", "size=tiny", "trainer=cpu"]).config)
 
 
 def test_the_way_out_of_an_error_of_pixels_is_open() -> None:

@@ -61,7 +61,8 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
             raise UserError(f"{key}: every config needs this key; {_remedy(key)}")
     about = config.get("about") or {}
     if about.get("kind", config.get("kind")) != config.get("kind"):
-        chosen, wanted = config["choices"], ", ".join(about.get("data", [])) or f"data of {about['kind']}"
+        chosen, needed = config["choices"], [f'"{word}"' if " " in word else word for word in about.get("data", [])]
+        wanted = " ".join(needed) or f"data of {about['kind']}"
         raise UserError(
             f"data={chosen['data']}: {config['kind']}, and model={chosen['model']} is for {about['kind']}: "
             f"choose {wanted}, or another model"
