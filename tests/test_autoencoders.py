@@ -17,7 +17,9 @@ from test_contract import batches, differences, ready
 from torch import Tensor, nn
 
 from gentrain.data.dataset import DataSet, in_memory
+from gentrain.engine.assemble import rehearse
 from gentrain.engine.ema import Ema
+from gentrain.engine.player import parameter_counts
 from gentrain.engine.sampling import at_rest
 from gentrain.engine.system import System
 from gentrain.errors import UserError
@@ -274,6 +276,14 @@ def test_tied_weights_are_one_parameter_that_takes_one_step() -> None:
     x = to_signed(data.test.all(3).x).flatten(1)
     h = torch.sigmoid(x @ encoder.weight.T + encoder.bias)
     torch.testing.assert_close(system.nets["decoder"](h).flatten(1), h @ encoder.weight + decoder.bias)
+
+
+def test_tied_weights_are_counted_once() -> None:
+    system, _ = tied()
+    counts = parameter_counts(dict(system.nets.items()))
+    assert counts == {"encoder": 6 * 64 + 6, "decoder": 64}
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in system.nets.parameters())
+    assert rehearse(tiny("model=cae", "model.latent=6")).endswith("encoder 390, decoder 64")
 
 
 def test_untied_weights_would_be_four_parameters() -> None:

@@ -16,6 +16,7 @@ from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture, Tying
 from gentrain.objectives.autoencoding import Code, Corruption, Pass, Reconstruction, Regulariser
+from gentrain.objectives.divergences import CodeDivergence
 from gentrain.objectives.penalties import refuse_batch_norm
 from gentrain.objectives.priors import Prior
 from gentrain.types import Images, Spec, Terms, to_signed
@@ -103,6 +104,16 @@ class EncoderDecoder(System, ABC):
     def reconstruct(self, x: Tensor) -> Tensor:
         """[B C H W] in [-1, 1] for x uint8 [B C H W]; vectors for vectors."""
         return self.decode(self.encode(x))
+
+    def latent_kl(self, x: Tensor) -> Tensor | None:
+        """KL of each dimension of the code, mean over the images [Z] nats: near 0 where a dimension carries nothing.
+        None where no regulariser is such a divergence."""
+        for regulariser in self.regularisers.values():
+            if isinstance(regulariser, CodeDivergence):
+                output = self.encoder_output(x)
+                nats = regulariser.divergences(self.code, output, self.code.draw(output))
+                return next(iter(nats.values())).mean(0)
+        return None
 
     def encoder_output(self, x: Tensor) -> Tensor:
         output: Tensor = self.nets["encoder"](to_signed(x))
