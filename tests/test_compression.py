@@ -146,6 +146,30 @@ def test_medians_halve_the_density_and_its_tables_are_its_bins() -> None:
             assert np.allclose(counts[:-1] / coding.TOTAL, exact.numpy(), atol=1e-3)
 
 
+def test_tables_are_made_on_the_cpu_in_float64_wherever_the_system_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    logits = FactorizedDensity.logits
+
+    def watched(self: FactorizedDensity, y: Tensor) -> Tensor:
+        seen.extend((y, *self.parameters()))
+        return logits(self, y)
+
+    monkeypatch.setattr(FactorizedDensity, "logits", watched)
+    found = []
+    for kind in (torch.float32, torch.bfloat16):  # as a device of another precision would have it
+        system, _ = ready(tiny("model=compress"))
+        with torch.no_grad():
+            for parameter in system.nets["density"].parameters():
+                parameter.copy_(parameter.bfloat16())
+        system.nets["density"].to(kind)
+        found.append(system.tables())  # type: ignore[operator]
+        assert {(one.device.type, one.dtype) for one in seen} == {("cpu", torch.float64)}
+        assert next(system.nets["density"].parameters()).dtype == kind, "a copy"
+        assert all(one is not other for one in seen for other in system.nets["density"].parameters())
+    assert found[0].digest == found[1].digest
+    assert bool((found[0].centres != 0).any())
+
+
 # Rates
 
 

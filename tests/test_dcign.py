@@ -166,6 +166,29 @@ def test_the_measurement_sees_what_is_there_and_nothing_else(bench: Any) -> None
     assert torch.corrcoef(torch.stack((seen[white, 0], known[white, 2])))[0, 1] > 0.999
 
 
+def test_an_angle_is_scored_as_far_as_it_can_be_seen(bench: Any) -> None:
+    kinds, degrees = torch.arange(800) % 4, 360 * torch.rand(800, dtype=torch.float64)
+    folds = torch.tensor([4, 2, 1, 1])[kinds]  # square, ellipse, triangle, heart
+    seen = bench.circle(folds * degrees)
+    assert bench.of_angle(seen, kinds, degrees) == pytest.approx(1)
+    turned = (degrees + 360 / folds * torch.randint(0, 4, (800,))) % 360
+    assert bench.of_angle(seen, kinds, turned) == pytest.approx(1), "the same pictures"
+    assert bench.of_angle(bench.circle(degrees), kinds, degrees) == pytest.approx(0.5, abs=0.1), "hearts and triangles"
+    values = torch.stack((kinds.double(), *degrees.new_zeros(4, 800), degrees), dim=1)
+    assert bench.known("angle", seen, values) == pytest.approx(1)
+    noise = torch.randn(800, 2, dtype=torch.float64)
+    held = torch.where((kinds == 0)[:, None], noise, seen)
+    assert bench.of_angle(held, kinds, degrees) < 0.8
+    assert bench.of_angle(held, kinds, degrees, symmetry=(0, 2, 1, 1)) == pytest.approx(1), "left out"
+
+
+def test_clamped_codes_are_logged_as_no_bound() -> None:
+    for model, logged in (("dcign", False), ("vae", True)):
+        system, data = ready(tiny(f"model={model}"))
+        system.iterate(next(stream(data.train, batch_size=16, seed=0)))
+        assert ("elbo/nats" in system.ledger.entries) == logged
+
+
 def test_the_benchmark_measures_a_system(bench: Any, tmp_path: Path) -> None:
     small = ["data.train_size=320", "data.test_size=80", "train.iterations=2", "train.batch_size=32"]
     config = compose([*bench.WORDS, *small]).config
