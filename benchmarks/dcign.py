@@ -5,9 +5,9 @@
 ``read``: R^2 of the best line from a factor's own latents to it, on half of the codes of test images, fitted on the
 other half; ``from_others``: of the line from all other latents. An angle counts up to what can be seen of it: for each
 shape that looks the same k times in a turn the line is to (cos k a, sin k a), and R^2 is the mean over shapes, each
-with a line of its own; a shape that looks the same at all angles is left out. ``moved``: what changes in the decoded picture when
-one latent goes from its 2 % to its 98 % quantile over the test images and the others stand still, averaged over images:
-size (square root of the brightness, in parts of that at the middle) and centroid (in parts of the side).
+with a line of its own; a shape that looks the same at all angles is left out. ``moved``: what changes in the decoded
+picture when one latent goes from its 2 % to its 98 % quantile over the test images and the others stand still, averaged
+over images: size (square root of the brightness, in parts of that at the middle) and centroid (in parts of the side).
 """
 
 from __future__ import annotations

@@ -42,6 +42,10 @@ class Transforms(Protocol):
 class Distortion(Protocol):
     """How far pictures that come back are from what was given."""
 
+    def require(self, spec: Spec) -> None:
+        """UserError for data that it is not made for."""
+        ...
+
     def distortion(self, back: Tensor, x: Tensor) -> Tensor:
         """[B] for ``back`` about [-1, 1], unbounded, and the data x uint8, both [B C H W]."""
         ...
@@ -75,6 +79,7 @@ class Compression(System):
             raise UserError(f"model.channels={channels}: at least 1")
         if not distortion_weight > 0:
             raise UserError(f"model.distortion_weight={distortion_weight}: above 0")
+        loss.require(spec)
         self.loss, self.distortion_weight = loss, distortion_weight
         self.latent_shape = net.latent_shape(spec, channels)
         self.latent = self.latent_shape[0] * self.latent_shape[1] * self.latent_shape[2]
