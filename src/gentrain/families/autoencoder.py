@@ -15,7 +15,15 @@ from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture, Tying
-from gentrain.objectives.autoencoding import Code, Corruption, Pass, Reconstruction, Regulariser
+from gentrain.objectives.autoencoding import (
+    Chain,
+    Code,
+    Corruption,
+    Pass,
+    Reconstruction,
+    Regulariser,
+    SeededCorruption,
+)
 from gentrain.objectives.divergences import CodeDivergence
 from gentrain.objectives.penalties import refuse_batch_norm
 from gentrain.objectives.priors import Prior
@@ -138,6 +146,40 @@ class Autoencoder(EncoderDecoder):
         ema: Ema | None = None,
     ) -> None:
         super().__init__(spec, net, loss, code, players, latent, regularisers, corruption, turns, ema)
+
+
+@final
+class DenoisingAutoencoder(EncoderDecoder):
+    """An autoencoder that has learned to undo a corruption: it samples by ``sampler``, a chain that goes back and forth
+    between corrupted and restored data, from uniform noise on [-1, 1]; it has no likelihood. UserError without a
+    corruption."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: Architecture,
+        loss: Reconstruction,
+        code: Callable[[int], Code],
+        corruption: SeededCorruption | None,
+        sampler: Chain,
+        players: Mapping[str, Moves],
+        latent: int = 20,
+        regularisers: Mapping[str, Regulariser] | None = None,
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__(spec, net, loss, code, players, latent, regularisers, corruption, turns, ema)
+        if corruption is None:
+            raise UserError("model/corruption=null: a denoiser needs one (gaussian, masking, ...); or use model=ae")
+        self.seeded, self.sampler = corruption, sampler
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        noise = 2.0 * torch.rand(n, *self.spec.shape, device=self.device, generator=generator) - 1.0
+        return self.sampler(noise, lambda x: self.seeded(x, generator), self.restored)
+
+    def restored(self, x: Tensor) -> Tensor:
+        """What is made of corrupted float data, the shape of x."""
+        return self.decode(self.code.mean(self.nets["encoder"](x).float()))
 
 
 @final
