@@ -3,15 +3,18 @@
     python benchmarks/dcign.py [--iterations N] [--seed N] [--picture FILE] [--out FOLDER]
 
 ``read``: R^2 of the best line from a factor's own latents to it, on half of the codes of test images, fitted on the
-other half; ``from_others``: of the line from all other latents. ``moved``: what changes in the decoded picture when
-one latent goes from its 2 % to its 98 % quantile over the test images and the others stand still, averaged over images:
-size (square root of the brightness, in parts of that at the middle) and centroid (in parts of the side).
+other half; ``from_others``: of the line from all other latents. An angle counts up to what can be seen of it: for each
+shape that looks the same k times in a turn the line is to (cos k a, sin k a), and R^2 is the mean over shapes, each
+with a line of its own; a shape that looks the same at all angles is left out. ``moved``: what changes in the decoded
+picture when one latent goes from its 2 % to its 98 % quantile over the test images and the others stand still, averaged
+over images: size (square root of the brightness, in parts of that at the middle) and centroid (in parts of the side).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from gentrain.compose import compose
 from gentrain.config import build
+from gentrain.data.raster import SYMMETRY
 from gentrain.data.stream import stream
 from gentrain.engine.assemble import build_system, check_config
 from gentrain.evaluation.randomness import at_evaluation
@@ -58,10 +62,9 @@ def measure(system: Any, data: Any, count: int, picture: Path | None) -> dict[st
         z = torch.cat([system.encode(part) for part in images.x.split(250)])
         codes = z.double()
         for name, places in system.coupling.places.items():
-            column = values[:, [COLUMNS[name]]] if name in COLUMNS else circle(values[:, 5])
             rest = [j for j in range(codes.shape[1]) if j not in places]
-            read[name] = determination(codes[:, list(places)], column)
-            others[name] = determination(codes[:, rest], column)
+            read[name] = known(name, codes[:, list(places)], values)
+            others[name] = known(name, codes[:, rest], values)
             for j in places:
                 ends = torch.quantile(z[:, j], torch.tensor([0.02, 0.5, 0.98]))
                 shown = [look(system.decode(set_to(z[:200], j, end))) for end in ends]
@@ -74,6 +77,23 @@ def measure(system: Any, data: Any, count: int, picture: Path | None) -> dict[st
             made = to_bytes(torch.cat([system.decode(z[5 : 5 + STEPS]), *rows]))
             grid(torch.cat([images.x[5 : 5 + STEPS], made]), picture, columns=STEPS)
     return {"read": read, "from_others": others, "moved": moved}
+
+
+def known(name: str, codes: Tensor, values: Tensor) -> float:
+    """R^2 of a factor from codes [N Z]; ``values``: all factors [N 6] in the order of the data."""
+    if name in COLUMNS:
+        return determination(codes, values[:, [COLUMNS[name]]])
+    return of_angle(codes, values[:, 0].long(), values[:, 5])
+
+
+def of_angle(codes: Tensor, kinds: Tensor, degrees: Tensor, symmetry: Sequence[int] = SYMMETRY) -> float:
+    """``symmetry``: angles of a turn at which each shape looks the same; 0 for all."""
+    found = []
+    for kind, folds in enumerate(symmetry):
+        of = kinds == kind
+        if folds and bool(of.any()):
+            found.append(determination(codes[of], circle(folds * degrees[of])))
+    return sum(found) / len(found)
 
 
 def circle(degrees: Tensor) -> Tensor:

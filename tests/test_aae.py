@@ -20,6 +20,7 @@ from gentrain.data.sources import digits, ring
 from gentrain.engine.sampling import at_rest
 from gentrain.engine.system import System
 from gentrain.errors import UserError
+from gentrain.evaluation.classes import labels_seen
 from gentrain.evaluation.classification import ClassificationError
 from gentrain.evaluation.subject import Subject
 from gentrain.models.aae import ClassesAndStyle, RingMixture, SwissRoll
@@ -228,6 +229,20 @@ def test_so_many_images_of_each_class_are_chosen_by_the_seed() -> None:
     again, other = few_labelled(data, 7, seed=3), few_labelled(data, 7, seed=4)
     assert torch.equal(some.index, again.index)  # type: ignore[arg-type]
     assert not torch.equal(some.index, other.index)  # type: ignore[arg-type]
+
+
+def test_labels_that_were_seen_are_counted() -> None:
+    data = digits()
+    all_of_them = [int((data.train.y == c).sum()) for c in range(10)]
+    for choices, seen in (
+        (("model=aae",), None),
+        (("model=aae", *ON_RING), all_of_them),
+        (("model=aae", *ON_RING, "model.labels_per_class=3"), [3] * 10),
+        (("model=aae_semi",), [10] * 10),
+    ):
+        system, _ = made(*choices)
+        found = labels_seen(system, data)
+        assert (found if found is None else list(found.values())) == seen
 
 
 @pytest.mark.parametrize(("count", "named"), [(0, "labels_per_class=0"), (160, "of class 0")])

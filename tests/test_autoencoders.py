@@ -17,13 +17,15 @@ from test_contract import batches, differences, ready
 from torch import Tensor, nn
 
 from gentrain.data.dataset import DataSet, in_memory
+from gentrain.engine.assemble import rehearse
 from gentrain.engine.ema import Ema
+from gentrain.engine.player import parameter_counts
 from gentrain.engine.sampling import at_rest
 from gentrain.engine.system import System
 from gentrain.errors import UserError
-from gentrain.families.autoencoder import Autoencoder
+from gentrain.families.autoencoder import EncoderDecoder
 from gentrain.models.cae import Contraction, KnowsJacobian
-from gentrain.models.dae import AdditiveGaussian, Masking, SaltAndPepper, score
+from gentrain.models.dae import AdditiveGaussian, Alternation, Masking, SaltAndPepper, score
 from gentrain.nets.mlp import MLP
 from gentrain.nets.tied import SigmoidLayer, TiedSigmoid
 from gentrain.objectives.autoencoding import Pass
@@ -40,9 +42,9 @@ def gaussian_vectors(spreads: Tensor, n: int = 4096) -> DataSet:
     return in_memory("gaussian", Spec((d,)), (x, None), (x[:64], None))
 
 
-def autoencoder(*overrides: str, data: DataSet | None = None) -> tuple[Autoencoder, DataSet]:
+def autoencoder(*overrides: str, data: DataSet | None = None) -> tuple[EncoderDecoder, DataSet]:
     system, data = ready(tiny(*overrides), data=data)
-    assert isinstance(system, Autoencoder)
+    assert isinstance(system, EncoderDecoder)
     return system, data
 
 
@@ -276,6 +278,14 @@ def test_tied_weights_are_one_parameter_that_takes_one_step() -> None:
     torch.testing.assert_close(system.nets["decoder"](h).flatten(1), h @ encoder.weight + decoder.bias)
 
 
+def test_tied_weights_are_counted_once() -> None:
+    system, _ = tied()
+    counts = parameter_counts(dict(system.nets.items()))
+    assert counts == {"encoder": 6 * 64 + 6, "decoder": 64}
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in system.nets.parameters())
+    assert rehearse(tiny("model=cae", "model.latent=6")).endswith("encoder 390, decoder 64")
+
+
 def test_untied_weights_would_be_four_parameters() -> None:
     net = TiedSigmoid()
     assert net.encoder(Spec((4,)), 2).weight is not net.decoder(Spec((4,)), 2).weight
@@ -363,3 +373,41 @@ def test_what_the_penalty_looks_at_is_what_the_encoder_was_shown() -> None:
     clean, seen = torch.randn(2, 5, 4).unbind(0)
     way = replace(way_through(encoder, clean), seen=seen)
     torch.testing.assert_close(Contraction(1.0).squared_jacobian(way), by_autograd(encoder, seen))
+
+
+def test_the_chain_has_the_variance_of_its_stationary_distribution() -> None:
+    """x' = a (x + sigma e) comes to rest at the variance a^2 sigma^2 / (1 - a^2), wherever it began."""
+    a, sigma = 0.8, 0.5
+    generator, corruption = torch.Generator().manual_seed(0), AdditiveGaussian(sigma)
+    start = torch.full((20_000, 2), 7.0)
+    x = Alternation(60)(start, lambda x: corruption(x, generator), lambda x: a * x)
+    assert float(x.var()) == pytest.approx(a**2 * sigma**2 / (1 - a**2), rel=0.03)
+    assert abs(float(x.mean())) < 0.02
+    once = Alternation(1)(start, lambda x: corruption(x, generator), lambda x: a * x)
+    assert float(once.mean()) == pytest.approx(a * 7, abs=0.02), "it has not come to rest"
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "masking", "salt_and_pepper"])
+def test_a_denoiser_samples_by_corrupting_and_restoring_in_turn(kind: str) -> None:
+    system, _ = autoencoder("model=dae", f"model/corruption={kind}", "model.sampler.steps=3")
+    with at_rest(system):
+        found = system.sample(6, generator=torch.Generator().manual_seed(1))  # type: ignore[operator]
+        generator = torch.Generator().manual_seed(1)
+        x = torch.rand(6, *system.spec.shape, generator=generator) * 2 - 1
+        for _ in range(3):
+            seen = system.corruption(x, generator)  # type: ignore[operator]
+            assert bool((seen != x).any())
+            x = system.decode(system.nets["encoder"](seen))  # type: ignore[operator]
+        assert torch.equal(found, x)
+        torch.manual_seed(5)
+        again = system.sample(6, generator=torch.Generator().manual_seed(1))  # type: ignore[operator]
+        assert torch.equal(found, again), "no number comes from elsewhere"
+        assert not torch.equal(found, system.sample(6, generator=torch.Generator().manual_seed(2)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("word", "named"), [("model.corruption=null", "model=ae"), ("model.sampler.steps=0", "steps=0")]
+)
+def test_a_denoiser_without_noise_or_steps_is_one_line(word: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        autoencoder("model=dae", word)

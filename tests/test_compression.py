@@ -18,11 +18,11 @@ from gentrain.data.sources import digits
 from gentrain.engine.sampling import at_rest
 from gentrain.engine.system import System
 from gentrain.errors import UserError
-from gentrain.evaluation.rate_distortion import RateDistortion, codec_points, psnr
+from gentrain.evaluation.rate_distortion import RateDistortion, codec_points, ms_ssim, psnr
 from gentrain.evaluation.subject import Subject
-from gentrain.models.compress import GDN, FactorizedDensity, GDNTransforms, SquaredLevels
+from gentrain.models.compress import GDN, Dissimilarity, FactorizedDensity, GDNTransforms, SquaredLevels
 from gentrain.report.pictures import single
-from gentrain.types import Images, Spec, to_bytes
+from gentrain.types import Images, Spec, to_bytes, to_signed
 
 needs_coder = pytest.mark.skipif(not coding.has_library(), reason="the range coder is an extra")
 
@@ -144,6 +144,80 @@ def test_medians_halve_the_density_and_its_tables_are_its_bins() -> None:
             at = centres[m] + torch.arange(low, low + len(counts) - 1).double()
             exact = torch.exp2(-density.bits(at.expand(4, -1)[None, :, None]))[0, m, 0]
             assert np.allclose(counts[:-1] / coding.TOTAL, exact.numpy(), atol=1e-3)
+
+
+def test_tables_are_made_on_the_cpu_in_float64_wherever_the_system_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    logits = FactorizedDensity.logits
+
+    def watched(self: FactorizedDensity, y: Tensor) -> Tensor:
+        seen.extend((y, *self.parameters()))
+        return logits(self, y)
+
+    monkeypatch.setattr(FactorizedDensity, "logits", watched)
+    found = []
+    for kind in (torch.float32, torch.bfloat16):  # as a device of another precision would have it
+        system, _ = ready(tiny("model=compress"))
+        with torch.no_grad():
+            for parameter in system.nets["density"].parameters():
+                parameter.copy_(parameter.bfloat16())
+        system.nets["density"].to(kind)
+        found.append(system.tables())  # type: ignore[operator]
+        assert {(one.device.type, one.dtype) for one in seen} == {("cpu", torch.float64)}
+        assert next(system.nets["density"].parameters()).dtype == kind, "a copy"
+        assert all(one is not other for one in seen for other in system.nets["density"].parameters())
+    assert found[0].digest == found[1].digest
+    assert bool((found[0].centres != 0).any())
+
+
+# MS-SSIM to train on
+
+
+def smooth(size: int, channels: int = 1, n: int = 4) -> Tensor:
+    """uint8 [n C size size]."""
+    coarse = torch.rand(n, channels, 6, 6) * 255
+    return nn.functional.interpolate(coarse, size, mode="bilinear").to(torch.uint8)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(32, 3), (64, 1), (176, 1)])
+def test_dissimilarity_is_one_minus_the_score(size: int, channels: int) -> None:
+    x = smooth(size, channels)
+    y = (x + 20 * torch.randn(x.shape)).clamp(0, 255).to(torch.uint8)
+    found = Dissimilarity(weight=2.0).distortion(to_signed(y), x)
+    assert torch.allclose(found.double(), 2.0 * (1.0 - ms_ssim(x, y)), atol=1e-3)
+    assert float(found.min()) > 0.02
+    assert Dissimilarity().distortion(to_signed(x), x).abs().max() < 1e-4
+
+
+def test_dissimilarity_can_be_descended_from_anywhere() -> None:
+    x = smooth(32)
+    for start in (torch.zeros(4, 1, 32, 32), -to_signed(x), 0.3 * torch.randn(4, 1, 32, 32)):
+        back = start.requires_grad_()
+        (slope,) = torch.autograd.grad(Dissimilarity().distortion(back, x).sum(), back)
+        assert bool(torch.isfinite(slope).all())
+    back, losses = (0.3 * torch.randn(4, 1, 32, 32)).requires_grad_(), []
+    optimizer = torch.optim.Adam([back], lr=0.03)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = Dissimilarity().distortion(back, x).mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_ms_ssim_trains_a_compressor_and_small_images_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"loss=ms_ssim: images of 32 pixels or more, and these are 8.*loss=levels"):
+        ready(tiny("model=compress", "loss=ms_ssim"))
+    system, data = ready(tiny("model=compress", "loss=ms_ssim", "data.size=32"))
+    batch = data.train.take(torch.arange(8))
+    losses = []
+    for _ in range(40):
+        torch.manual_seed(0)
+        system.iterate(batch)
+        losses.append(float(system.ledger.entries["distortion/unweighted"][-1]))
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(math.isfinite(loss) for loss in losses)
 
 
 # Rates

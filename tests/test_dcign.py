@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,27 @@ def test_what_cannot_be_tied_is_one_line(
     assert "\n" not in str(refusal.value)
 
 
+def test_a_tied_latent_follows_its_factor_and_no_other_does() -> None:
+    """By clamping alone, the pull being as weak as the paper's: without it all latents see every group, none is the
+    factor's own, and with this seed another one follows it."""
+    small = ["data.size=8", "data.channels=1", "data.smallest=0.25", "data.train_size=3200", "data.test_size=500"]
+    net = ["loss.scale=0.15", "model.latent=4", "model.net.hidden=[64]", "model.coupling.strength=0.01"]
+    config = tiny("model=dcign", *small, *net, "data.vary={x: 1, intrinsic: 1}")
+    config["model"]["coupling"]["tied"] = {"x": 1}
+    config["model"]["players"]["autoencoder"]["optimizer"]["lr"] = 3e-3
+    config["train"]["batch_size"] = 64
+    system, data = ready(config, seed=2)
+    for batch in islice(stream(data.train, batch_size=64, seed=2), 600):
+        system.iterate(batch)
+    rows = data.test.all(500)
+    with torch.no_grad():
+        z = system.encode(rows.x).double()  # type: ignore[operator]
+    x = data.test.truth.values(rows.index)[:, 0, 3].double()  # type: ignore[union-attr]
+    shared = torch.corrcoef(torch.cat([z, x[:, None]], dim=1).T)[-1, :-1].square()
+    assert float(shared[0]) > 0.75
+    assert float(shared[1:].max()) < 0.4
+
+
 def test_data_without_groups_are_one_line(run: Run) -> None:
     ended = run("model=dcign", "data=digits", "size=tiny", "metrics=none")
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
@@ -164,6 +186,29 @@ def test_the_measurement_sees_what_is_there_and_nothing_else(bench: Any) -> None
     assert (seen[:, 1:] - known[:, 3:5]).abs().max() < 1e-3
     white = known[:, 1] == 3
     assert torch.corrcoef(torch.stack((seen[white, 0], known[white, 2])))[0, 1] > 0.999
+
+
+def test_an_angle_is_scored_as_far_as_it_can_be_seen(bench: Any) -> None:
+    kinds, degrees = torch.arange(800) % 4, 360 * torch.rand(800, dtype=torch.float64)
+    folds = torch.tensor([4, 2, 1, 1])[kinds]  # square, ellipse, triangle, heart
+    seen = bench.circle(folds * degrees)
+    assert bench.of_angle(seen, kinds, degrees) == pytest.approx(1)
+    turned = (degrees + 360 / folds * torch.randint(0, 4, (800,))) % 360
+    assert bench.of_angle(seen, kinds, turned) == pytest.approx(1), "the same pictures"
+    assert bench.of_angle(bench.circle(degrees), kinds, degrees) == pytest.approx(0.5, abs=0.1), "hearts and triangles"
+    values = torch.stack((kinds.double(), *degrees.new_zeros(4, 800), degrees), dim=1)
+    assert bench.known("angle", seen, values) == pytest.approx(1)
+    noise = torch.randn(800, 2, dtype=torch.float64)
+    held = torch.where((kinds == 0)[:, None], noise, seen)
+    assert bench.of_angle(held, kinds, degrees) < 0.8
+    assert bench.of_angle(held, kinds, degrees, symmetry=(0, 2, 1, 1)) == pytest.approx(1), "left out"
+
+
+def test_clamped_codes_are_logged_as_no_bound() -> None:
+    for model, logged in (("dcign", False), ("vae", True)):
+        system, data = ready(tiny(f"model={model}"))
+        system.iterate(next(stream(data.train, batch_size=16, seed=0)))
+        assert ("elbo/nats" in system.ledger.entries) == logged
 
 
 def test_the_benchmark_measures_a_system(bench: Any, tmp_path: Path) -> None:

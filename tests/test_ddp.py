@@ -7,16 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from conftest import Run, words
+from conftest import Run, tiny, words
 from test_contract import differences
 from torch import nn
 
+from gentrain.config import build
+from gentrain.data.stream import stream
 from gentrain.engine import checkpoint
+from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.launch import PLACE_VARIABLES, _wait, clean_environment, free_port
 
 SPY = """
@@ -174,6 +179,64 @@ def test_averaged_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None
         for gradient, parameter in zip(found["grads"], net.parameters(), strict=True):
             assert torch.allclose(gradient, parameter.grad, atol=1e-6)
         assert torch.equal(found["mean"], torch.full((2,), 0.5))
+
+
+STEPS_OF_RANKS = """
+import os, sys, torch, torch.distributed as dist
+sys.path.insert(0, os.environ["TESTS"])
+from test_ddp import steps
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+torch.save(steps(os.environ["MODEL"], dist.get_rank(), 2), f"{sys.argv[1]}/rank{dist.get_rank()}.pt")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def steps(model: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """Three steps on this rank's share of the batch, with its share of one draw of the noise: the terms of the first
+    step, and the weights at the end. Plain descent: Adam would blow up the rounding of a gradient near 0."""
+    config = tiny(f"model={model}")
+    for moves in config["model"]["players"].values():
+        moves["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1e-3}
+    check_config(config)
+    data = build(config["data"])
+    system = build_system(config, data, seed=0)
+    system.prepare(total=3)
+    normal, generator = torch.randn, torch.Generator().manual_seed(1)
+
+    def share(n: int, *rest: int, **_: Any) -> torch.Tensor:
+        return normal(n * world, *rest, generator=generator)[rank * n : (rank + 1) * n]
+
+    first: dict[str, torch.Tensor] = {}
+    size = config["train"]["batch_size"]
+    with mock.patch("torch.randn", share), mock.patch("torch.randn_like", lambda x: share(*x.shape)):
+        for batch in islice(stream(data.train, batch_size=size, seed=0, rank=rank, world=world), 3):
+            system.iterate(batch)
+            first = first or {k: v[0].clone() for k, v in system.ledger.entries.items() if k.startswith("loss/")}
+    return {"first": first, "nets": system.nets.state_dict()}
+
+
+@pytest.mark.parametrize("model", ["vae", "aae"])
+def test_two_ranks_go_as_one_process_with_the_whole_batch(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL", model)
+    monkeypatch.setenv("TESTS", str(Path(__file__).parent))
+    begun = pair(STEPS_OF_RANKS, tmp_path)
+    whole = steps(model)
+    assert [rank.wait(300) for rank in begun] == [0, 0]
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert differences(one["nets"], other["nets"]) == []
+    assert len(whole["first"]) >= (3 if model == "aae" else 2)
+    for name, term in whole["first"].items():
+        assert torch.allclose((one["first"][name] + other["first"][name]) / 2, term, rtol=1e-5), name
+        assert not torch.equal(one["first"][name], other["first"][name]), f"{name}: each has its own share"
+    start = build_system(tiny(f"model={model}"), build(tiny(f"model={model}")["data"]), seed=0).nets.state_dict()
+    for name, weights in whole["nets"].items():
+        assert torch.allclose(one["nets"][name], weights, rtol=0, atol=1e-6), name
+        if name.endswith("weight"):
+            assert (weights - start[name]).abs().max() > 1e-5, f"{name}: it has moved"
 
 
 def test_a_rank_that_dies_while_training_ends_the_job(run: Run, spied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

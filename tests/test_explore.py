@@ -547,3 +547,14 @@ def test_an_adversarial_autoencoder_is_shown_by_its_prior(
     found = json.loads(traverse.read_text(encoding="utf-8"))["protocol"]
     assert found["spread"] == "prior"
     assert found["around"] in ("the mean of the prior", "0")
+
+
+def test_what_was_trained_with_labels_says_so(explore: Explore, tmp_path: Path) -> None:
+    for name, choices in (("semi", ["model=aae_semi", "model.labels_per_class=3"]), ("plain", ["model=ae"])):
+        assert main([*TINY, "metrics=none", *choices, f"output={tmp_path}", f"name={name}"]) == 0
+        ended = explore("cluster", f"run={tmp_path / name}", "n=60", "repeats=1", f"out={tmp_path / 'out' / name}")
+        assert ended.code == 0, ended.err
+        seen = None if name == "plain" else dict.fromkeys(digits().spec.class_names, 3)
+        assert numbers(tmp_path / "out" / name)["labels_seen"] == seen
+        assert RunFolder.open(tmp_path / name).card()["labels_seen"] == seen
+        assert ("trained with labels: 3 of each of 10 classes" in ended.out) == (name == "semi")

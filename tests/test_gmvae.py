@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run, tiny, words
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
@@ -323,10 +324,13 @@ def test_the_prior_learns_and_its_average_is_kept_with_it() -> None:
 def test_a_run_scores_its_own_clusters(run: Run, workplace: Path) -> None:
     assert run(*words("model=gmvae", "metrics=clustering", "metrics.scores.clustering.limit=60", "name=run",
                       "metrics.also={}")).code == 0  # fmt: skip
+    with Image.open(workplace / "outputs" / "run" / "samples" / "components-latest.png") as rows:
+        assert rows.width > 2 * rows.height  # 4 rows of 10
     final = RunFolder.open(workplace / "outputs" / "run").card()["final"]
     assert 1 <= final["clusters_used"] <= 4
     assert 0.0 < final["cluster_accuracy_own"] <= 1.0
     assert run(*words("model=gmvae", "data=swissroll", "model/net=mlp", "loss=density", "name=toy")).code == 0
     final = RunFolder.open(workplace / "outputs" / "toy").card()["final"]
     assert "nll_nats" in final
+    assert not list((workplace / "outputs" / "toy" / "samples").glob("components*"))  # points are no rows of pictures
     assert "cluster_accuracy" not in final

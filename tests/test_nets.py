@@ -146,6 +146,30 @@ def test_a_residual_block_is_its_way_around_when_its_convolutions_are_zero(block
     assert not torch.allclose(layer(x), expected)
 
 
+@pytest.mark.parametrize(("c_in", "c_out", "side"), [(3, 5, 8), (4, 4, 2)])
+def test_a_block_down_halves_the_side_by_means_of_both_ways(c_in: int, c_out: int, side: int) -> None:
+    layer, x = Down(c_in, c_out, "none", "relu").double(), torch.randn(2, c_in, side, side, dtype=torch.float64)
+
+    def convolved(h: Tensor, by: nn.Conv2d) -> Tensor:
+        """By a sum over the places of the kernel."""
+        k = by.weight.shape[-1]
+        wide = torch.zeros(*h.shape[:2], side + k - 1, side + k - 1, dtype=h.dtype)
+        wide[:, :, k // 2 : k // 2 + side, k // 2 : k // 2 + side] = h
+        parts = [
+            torch.einsum("bchw,oc->bohw", wide[:, :, i : i + side, j : j + side], by.weight[:, :, i, j])
+            for i in range(k)
+            for j in range(k)
+        ]
+        assert by.bias is not None
+        return torch.stack(parts).sum(0) + by.bias[:, None, None]
+
+    full = convolved(convolved(x.clamp_min(0), layer.convolution1).clamp_min(0), layer.convolution2)
+    full = full + convolved(x, layer.around)
+    corners = [full[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    assert layer(x).shape == (2, c_out, side // 2, side // 2)
+    torch.testing.assert_close(layer(x), torch.stack(corners).mean(0))
+
+
 def test_blocks_add_residual_blocks_at_each_size() -> None:
     kinds = [
         [type(layer).__name__ for layer in Residual(width=2, blocks=blocks).encoder(images(16), 1)] for blocks in (1, 2)

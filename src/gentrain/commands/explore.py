@@ -162,6 +162,7 @@ def _explored(
     from gentrain.engine.restore import load_system
     from gentrain.engine.sampling import at_rest
     from gentrain.engine.validation import can
+    from gentrain.evaluation.classes import labels_seen
     from gentrain.evaluation.randomness import isolated_rng
     from gentrain.explore.study import Study
     from gentrain.types import CAPABILITIES
@@ -186,11 +187,21 @@ def _explored(
         "weights": kind,
         "seed": seed,
         "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "labels_seen": labels_seen(system, data),
         "asked": {key: given[key] for key in tool.keys},
         **found.result,
     }
     write(result, places[1])
-    return found.lines, places
+    return [*found.lines, *_of_labels(result["labels_seen"])], places
+
+
+def _of_labels(seen: Mapping[str, int] | None) -> list[str]:
+    """A line that says so where the model was trained with labels."""
+    if seen is None:
+        return []
+    least, most = min(seen.values()), max(seen.values())
+    each = f"{least}" if least == most else f"{least} to {most}"
+    return [f"the model was trained with labels: {each} of each of {len(seen)} classes"]
 
 
 def _refuse(word: str, tool: Tool, folder: RunFolder, system: System, can: frozenset[str]) -> None:

@@ -12,6 +12,7 @@ from gentrain.data.dataset import DataSet, class_counts, few_labelled
 from gentrain.data.stream import stream
 from gentrain.engine.health import Health
 from gentrain.engine.loggers import Logger
+from gentrain.engine.player import parameter_counts
 from gentrain.engine.precision import Precision
 from gentrain.engine.session import Budget, Callbacks, Devices, Scoring, SweepSettings
 from gentrain.engine.state import seed_all
@@ -58,6 +59,14 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
     for key in NEEDED:
         if key not in config:
             raise UserError(f"{key}: every config needs this key; {_remedy(key)}")
+    about = config.get("about") or {}
+    if about.get("kind", config.get("kind")) != config.get("kind"):
+        chosen, needed = config["choices"], [f'"{word}"' if " " in word else word for word in about.get("data", [])]
+        wanted = " ".join(needed) or f"data of {about['kind']}"
+        raise UserError(
+            f"data={chosen['data']}: {config['kind']}, and model={chosen['model']} is for {about['kind']}: "
+            f"choose {wanted}, or another model"
+        )
     check(config, GIVEN, trusted=trusted)
     for key, section in BOUND.items():
         bind(section, config[key], key)
@@ -164,8 +173,8 @@ def rehearse(config: Node) -> str:
     build(config["logger"], where="logger")
     parts.system.prepare(total=parts.budget.iterations)
     next(iter(stream(parts.data.train, batch_size=parts.budget.batch_size, seed=0)))
-    nets = parts.system.nets.items()
-    parameters = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in nets)
+    counts_of = parameter_counts(dict(parts.system.nets.items()))
+    parameters = ", ".join(f"{name} {count:,}" for name, count in counts_of.items())
     train, test = parts.data.train, parts.data.test
     counts = f"{len(train)} training samples of {tuple(parts.data.spec.shape)}, {len(test)} to test"
     return f"{counts}; parameters: {parameters}"

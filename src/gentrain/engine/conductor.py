@@ -13,13 +13,14 @@ from gentrain.engine import checkpoint, precision
 from gentrain.engine.clock import Stopwatch
 from gentrain.engine.finite import diverged, refuse_non_finite
 from gentrain.engine.loop import Interrupted, Signals
+from gentrain.engine.player import parameter_counts
 from gentrain.engine.ranks import Patience, any_rank, gather
 from gentrain.engine.scores import Scores
 from gentrain.engine.session import Session
 from gentrain.engine.state import rng_state, seed_all, set_rng_state
 from gentrain.engine.system import System
 from gentrain.engine.validation import Validation
-from gentrain.evaluation.classes import asks_by_class
+from gentrain.evaluation.classes import asks_by_class, labels_seen
 
 
 class Conductor(lightning.Callback):
@@ -75,7 +76,7 @@ class Conductor(lightning.Callback):
             precision=choice,
             device=_device_name(system.device),
             world_size=session.world,
-            parameters={name: sum(p.numel() for p in net.parameters()) for name, net in system.nets.items()},
+            parameters=parameter_counts(dict(system.nets.items())),
             data={
                 "name": session.data.name,
                 "fingerprint": session.data.fingerprint,
@@ -84,6 +85,7 @@ class Conductor(lightning.Callback):
             },
             spec=asdict(session.data.spec),
             conditional=asks_by_class(system, session.data),
+            labels_seen=labels_seen(system, session.data),
         )
         remarks = system.remarks()
         if remarks:

@@ -6,7 +6,7 @@ One player: autoencoder, flow. Two: a GAN. A lazy regulariser is one more player
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -140,6 +140,17 @@ class _Every:
 def distinct(nets: Iterable[nn.Module]) -> list[nn.Parameter]:
     """The parameters of some networks in order, each once: two networks may share weights, and one step is one step."""
     return list(dict.fromkeys(parameter for net in nets for parameter in net.parameters()))
+
+
+def parameter_counts(nets: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Parameters of each network by name; what several share is counted with the first of them."""
+    seen: set[nn.Parameter] = set()
+    counts = {}
+    for name, net in nets.items():
+        own = set(net.parameters()) - seen
+        counts[name] = sum(parameter.numel() for parameter in own)
+        seen |= own
+    return counts
 
 
 def make_optimizer(factory: MakesOptimizer, parameters: list[nn.Parameter]) -> Optimizer:

@@ -23,6 +23,9 @@ from gentrain.report import pictures
 from gentrain.types import CAPABILITIES, to_bytes
 
 GRID = 64
+OF_EACH = 10
+"""Samples of each component of a mixture."""
+
 TOY_POINTS = 2000
 FIXED_SEED = 0x5EED
 """Noise of the grids: the same in every run, so that grids compare across iterations, runs and machines."""
@@ -62,6 +65,8 @@ class Validation:
             made.append(("samples/fixed", self._samples(system)))
         if can(system, "encode") and hasattr(system, "reconstruct") and system.spec.is_image:
             made.append(("samples/reconstructions", self._reconstructions(system)))
+        if hasattr(system, "sample_components") and system.spec.is_image:
+            made.append(("samples/components", self._components(system)))
         for _, path in made:
             shutil.copyfile(path, path.with_name(path.name.split("-")[0] + "-latest.png"))
         return made
@@ -93,13 +98,21 @@ class Validation:
         pictures.reconstructions(x, to_bytes(back).cpu(), path)
         return path
 
+    def _components(self, system: System) -> Path:
+        """One row for each component of the prior; all that is no component is the same down a column."""
+        path = self.session.folder.samples / f"components-{system.clock.iteration:09d}.png"
+        generator = torch.Generator(system.device).manual_seed(FIXED_SEED)
+        with at_rest(system):
+            x = system.sample_components(OF_EACH, generator=generator)  # type: ignore[operator]
+        return pictures.grid(to_bytes(x).cpu(), path, columns=OF_EACH)
+
     def latent_kl(self, system: System) -> Tensor | None:
         """KL of each latent dimension on test images [Z] nats, where the system has one."""
         if not hasattr(system, "latent_kl"):
             return None
         with at_rest(system):
-            result: Tensor = system.latent_kl(self.session.data.test.all(256).x.to(system.device))  # type: ignore[operator]
-            return result.float().cpu()
+            result: Tensor | None = system.latent_kl(self.session.data.test.all(256).x.to(system.device))  # type: ignore[operator]
+            return None if result is None else result.float().cpu()
 
     def score(self, system: System) -> Report | None:
         """Scores in training, on few samples, or None if the run has no metrics."""

@@ -13,6 +13,7 @@ from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.metric import EIGEN, Work, check_images, finite, logits_of
 from gentrain.evaluation.subject import Subject, split_of
+from gentrain.types import LearnsFromFewLabels
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -182,6 +183,17 @@ def asks_by_class(system: object, data: DataSet) -> bool:
     """Whether the system can be asked for classes (attribute ``conditional``) and the data have some."""
     y = data.train.y
     return bool(getattr(system, "conditional", False)) and y is not None and y.ndim == 1 and data.spec.classes > 0
+
+
+def labels_seen(system: object, data: DataSet) -> dict[str, int] | None:
+    """Of each class, by name, how many labels of training images the system is trained with; None for one that sees
+    none. What its codes or clusters know of the classes is then no find of its own."""
+    if isinstance(system, LearnsFromFewLabels) and system.labels_per_class is not None:
+        return dict.fromkeys(data.spec.class_names, system.labels_per_class)
+    if not asks_by_class(system, data) or data.train.y is None:
+        return None
+    counts = data.train.y.bincount(minlength=data.spec.classes).tolist()
+    return dict(zip(data.spec.class_names, counts, strict=True))
 
 
 def asked_labels(subject: Subject) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gentrain.errors import UserError
 from gentrain.evaluation.metric import SORTED, Work, check_images
 from gentrain.evaluation.subject import Subject, split_of
+from gentrain.objectives.similarity import WEIGHTS, most_scales
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet
@@ -24,9 +25,6 @@ PIXELS = 2**21
 
 FLAT = 1e-3
 """Grey levels: a channel that varies less is flat up to rounding, and is not blown up to unit variance."""
-
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Exponents of the scales, finest first (Wang et al. 2003, section 3.2)."""
 
 
 def levels(size: int, smallest: int) -> tuple[int, ...]:
@@ -246,13 +244,6 @@ class MultiScaleSimilarity:
         block = max(1, PIXELS // data.spec.numel)
         parts = zip(*(torch.split(side, block) for side in sides), strict=True)
         return float(torch.cat([similarity(x, y, scales=scales, window=window) for x, y in parts]).mean())
-
-
-def most_scales(size: int, window: int) -> int:
-    """How often images of ``size`` pixels can be halved, plus one, so that the window fits, up to 5; 0: not at all.
-    At the fourth scale torchmetrics wants a ninth of the image, where an eighth would be enough."""
-    fits = [s for s in range(1, len(WEIGHTS) + 1) if size // max(2 ** (s - 1), (s - 1) ** 2) >= window]
-    return max(fits, default=0)
 
 
 def random_pairs(

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from gentrain import coding
 from gentrain.errors import UserError
-from gentrain.evaluation.diversity import most_scales, similarity
+from gentrain.evaluation.diversity import similarity
 from gentrain.evaluation.metric import check_images
 from gentrain.evaluation.subject import Subject, counted, split_of
+from gentrain.objectives.similarity import window_and_scales
 from gentrain.types import Compressor, to_bytes
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class RateDistortion:
         self._one(system, x.to(getattr(system, "device", "cpu")))
 
     def facts(self, system: object, data: DataSet) -> dict[str, Any]:
-        window, scales = ms_ssim_at(data.spec.size)
+        window, scales = window_and_scales(data.spec.size)
         return {"range_coder": coding.has_library(), "ms_ssim_scales": scales, "ms_ssim_window": window}
 
     def measure(self, subject: Subject) -> dict[str, float]:
@@ -104,15 +105,9 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return (10.0 * torch.log10(255.0**2 / mse)).clamp_max(100.0)
 
 
-def ms_ssim_at(size: int) -> tuple[int, int]:
-    """(window, scales) that fit images of ``size`` pixels."""
-    window = min(11, size - 1 + size % 2)
-    return window, most_scales(size, window)
-
-
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """[B] of uint8 images [B C H W]."""
-    window, scales = ms_ssim_at(x.shape[-1])
+    window, scales = window_and_scales(x.shape[-1])
     return similarity(x, y, scales=scales, window=window)
 
 

@@ -65,7 +65,12 @@ def latent_kl(study: Study, seen: Seen, dimensions: int) -> Tensor | None:
     system gives none, or not for each dimension."""
     if not hasattr(study.system, "latent_kl"):
         return None
-    parts = [study.system.latent_kl(x.to(study.device)).double().cpu() * len(x) for x in torch.split(seen.x, BATCH)]
+    parts = []
+    for x in torch.split(seen.x, BATCH):
+        nats = study.system.latent_kl(x.to(study.device))
+        if nats is None:
+            return None
+        parts.append(nats.double().cpu() * len(x))
     kl = torch.stack(parts).sum(0) / len(seen)
     return kl if kl.shape == (dimensions,) else None
 

@@ -15,7 +15,16 @@ from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture, Tying
-from gentrain.objectives.autoencoding import Code, Corruption, Pass, Reconstruction, Regulariser
+from gentrain.objectives.autoencoding import (
+    Chain,
+    Code,
+    Corruption,
+    Pass,
+    Reconstruction,
+    Regulariser,
+    SeededCorruption,
+)
+from gentrain.objectives.divergences import CodeDivergence
 from gentrain.objectives.penalties import refuse_batch_norm
 from gentrain.objectives.priors import Prior
 from gentrain.types import Images, Spec, Terms, to_signed
@@ -104,6 +113,16 @@ class EncoderDecoder(System, ABC):
         """[B C H W] in [-1, 1] for x uint8 [B C H W]; vectors for vectors."""
         return self.decode(self.encode(x))
 
+    def latent_kl(self, x: Tensor) -> Tensor | None:
+        """KL of each dimension of the code, mean over the images [Z] nats: near 0 where a dimension carries nothing.
+        None where no regulariser is such a divergence."""
+        for regulariser in self.regularisers.values():
+            if isinstance(regulariser, CodeDivergence):
+                output = self.encoder_output(x)
+                nats = regulariser.divergences(self.code, output, self.code.draw(output))
+                return next(iter(nats.values())).mean(0)
+        return None
+
     def encoder_output(self, x: Tensor) -> Tensor:
         output: Tensor = self.nets["encoder"](to_signed(x))
         return output.float()
@@ -127,6 +146,40 @@ class Autoencoder(EncoderDecoder):
         ema: Ema | None = None,
     ) -> None:
         super().__init__(spec, net, loss, code, players, latent, regularisers, corruption, turns, ema)
+
+
+@final
+class DenoisingAutoencoder(EncoderDecoder):
+    """An autoencoder that has learned to undo a corruption: it samples by ``sampler``, a chain that goes back and forth
+    between corrupted and restored data, from uniform noise on [-1, 1]; it has no likelihood. UserError without a
+    corruption."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: Architecture,
+        loss: Reconstruction,
+        code: Callable[[int], Code],
+        corruption: SeededCorruption | None,
+        sampler: Chain,
+        players: Mapping[str, Moves],
+        latent: int = 20,
+        regularisers: Mapping[str, Regulariser] | None = None,
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__(spec, net, loss, code, players, latent, regularisers, corruption, turns, ema)
+        if corruption is None:
+            raise UserError("model/corruption=null: a denoiser needs one (gaussian, masking, ...); or use model=ae")
+        self.seeded, self.sampler = corruption, sampler
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        noise = 2.0 * torch.rand(n, *self.spec.shape, device=self.device, generator=generator) - 1.0
+        return self.sampler(noise, lambda x: self.seeded(x, generator), self.restored)
+
+    def restored(self, x: Tensor) -> Tensor:
+        """What is made of corrupted float data, the shape of x."""
+        return self.decode(self.code.mean(self.nets["encoder"](x).float()))
 
 
 @final

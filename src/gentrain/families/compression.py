@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,6 +19,8 @@ from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.types import Images, Spec, Terms, to_bytes, to_signed
+
+CPU = torch.device("cpu")
 
 
 class Transforms(Protocol):
@@ -38,6 +41,10 @@ class Transforms(Protocol):
 
 class Distortion(Protocol):
     """How far pictures that come back are from what was given."""
+
+    def require(self, spec: Spec) -> None:
+        """UserError for data that it is not made for."""
+        ...
 
     def distortion(self, back: Tensor, x: Tensor) -> Tensor:
         """[B] for ``back`` about [-1, 1], unbounded, and the data x uint8, both [B C H W]."""
@@ -72,6 +79,7 @@ class Compression(System):
             raise UserError(f"model.channels={channels}: at least 1")
         if not distortion_weight > 0:
             raise UserError(f"model.distortion_weight={distortion_weight}: above 0")
+        loss.require(spec)
         self.loss, self.distortion_weight = loss, distortion_weight
         self.latent_shape = net.latent_shape(spec, channels)
         self.latent = self.latent_shape[0] * self.latent_shape[1] * self.latent_shape[2]
@@ -123,10 +131,10 @@ class Compression(System):
         return to_bytes(self.decode(z.flatten(1).float())).cpu()
 
     def tables(self) -> coding.Tables:
-        """The coder's integer frequencies, computed on the CPU."""
-        home = next(self.nets["density"].parameters()).device
-        bits = lambda y: self._bits(y.to(home)).cpu()  # noqa: E731
-        return coding.tables(bits, self._medians().cpu())
+        """The coder's integer frequencies, computed on the CPU in float64 from a copy of the density, wherever the
+        system is and whatever its precision: devices differ in the last digits, and writer and reader may not."""
+        density = self._density_on_cpu()
+        return coding.tables(density.bits, coding.medians(density.logits, self.latent_shape[0], CPU))  # type: ignore[arg-type]
 
     def fingerprint(self) -> bytes:
         """8 bytes that weights and tables must have in common with those a file was written with."""
@@ -141,9 +149,13 @@ class Compression(System):
         bits: Tensor = self.nets["density"].bits(y)  # type: ignore[operator]
         return bits
 
+    def _density_on_cpu(self) -> nn.Module:
+        return copy.deepcopy(self.nets["density"]).to(CPU, torch.float64)
+
     def _medians(self) -> Tensor:
-        logits: Callable[[Tensor], Tensor] = self.nets["density"].logits  # type: ignore[assignment]
-        return coding.medians(logits, self.latent_shape[0], self.device)
+        """Those of the tables, float64 [M], on the system's device."""
+        logits: Callable[[Tensor], Tensor] = self._density_on_cpu().logits  # type: ignore[assignment]
+        return coding.medians(logits, self.latent_shape[0], CPU).to(self.device)
 
     def _symbols(self, x: Tensor) -> Tensor:
         """int64 [B M h w]: steps from the median of each channel."""

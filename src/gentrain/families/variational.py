@@ -86,8 +86,9 @@ class LatentVariable(EncoderDecoder, ABC):
         return terms | tied
 
     def watch(self, evidence: Evidence) -> None:
-        """Log what nobody minimises."""
-        self.note("elbo/nats", evidence.elbo)
+        """Log what nobody minimises. From codes that are tied to each other there is no bound on anything to log."""
+        if self.coupling is None:
+            self.note("elbo/nats", evidence.elbo)
 
     # ---------------------------------------------------------------- capabilities
 

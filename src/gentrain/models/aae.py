@@ -11,6 +11,7 @@ Checked by: tests/test_aae.py (draws against densities and shapes, who moves whe
 
 from __future__ import annotations
 
+import cmath
 import math
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ class RingMixture:
         for name in ("components", "radius", "radial", "tangential"):
             if not getattr(self, name) > 0:
                 raise UserError(f"model.prior.{name}={getattr(self, name)}: above 0")
+
+    @property
+    def spread(self) -> float:
+        centres = self.radius if self.components > 1 else 0.0  # of several the mean is the middle of the circle
+        return math.sqrt((centres**2 + self.radial**2 + self.tangential**2) / 2.0)
 
     def require(self, latent: int) -> None:
         _require_plane(latent)
@@ -83,6 +89,13 @@ class SwissRoll:
         for name in ("turns", "radius", "noise"):
             if not getattr(self, name) > 0:
                 raise UserError(f"model.prior.{name}={getattr(self, name)}: above 0")
+
+    @property
+    def spread(self) -> float:
+        # With s = sqrt(u), the mean is radius times the integral over [0, 1] of 2 s^2 e^(i a s), not the origin.
+        a = 2j * math.pi * self.turns
+        mean = 2.0 * (cmath.exp(a) * (1.0 / a - 2.0 / a**2 + 2.0 / a**3) - 2.0 / a**3)
+        return math.sqrt(self.radius**2 * (0.5 - abs(mean) ** 2) / 2.0 + self.noise**2)
 
     def require(self, latent: int) -> None:
         _require_plane(latent)

@@ -4,11 +4,11 @@ Paper: Balle, Laparra, Simoncelli 2017, End-to-end Optimized Image Compression, 
 its approximate inverse), section 3 (uniform noise for rounding); Balle, Minnen, Singh, Hwang, Johnston 2018,
 Variational Image Compression with a Scale Hyperprior, arXiv 1802.01436, appendix 6.1 (the factorised density).
 Adds: GDN, strided transforms, a density of each latent channel that is convolved with the unit box, squared error of
-pixel levels. Rate, rounding and the range coder are the family's.
+pixel levels, or 1 - MS-SSIM. Rate, rounding and the range coder are the family's.
 Departs: beta and gamma are squares (plus a floor) in place of a projection, and gamma needs not be symmetric; latents
 are rounded about the median of their density, found by bisection, without the auxiliary loss that the authors' later
 releases train it with; images of 8 to 128 pixels, padded to a multiple of the stride by their border;
-MS-SSIM is a score and no distortion to train on.
+MS-SSIM as distortion (arXiv 1802.01436 trains on it too) has as many scales as fit, 5 from 176 pixels on.
 Checked by: tests/test_compression.py (GDN by its formula and by inversion, the density's integral and sums, rates of
 noise and of rounding, real bits and a lossless way there and back), tests/test_contract.py.
 """
@@ -27,12 +27,15 @@ from torch import Tensor, nn
 
 from gentrain.errors import UserError
 from gentrain.nets.layers import Crop, Pad, set_biases
+from gentrain.objectives.similarity import multi_scale
 from gentrain.types import Spec
 
 BETA_FLOOR, GAMMA_START, CROSS_START = 1e-6, 0.1, 1e-4
 KERNEL = 5
 STEPS = 4.0
 """Latents of untrained networks are about so many steps of rounding wide: with fewer all of them are one symbol."""
+SMALLEST = 32
+"""Side in pixels of images that MS-SSIM can be trained on: with less there is one scale."""
 
 
 def full(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -205,6 +208,33 @@ class SquaredLevels:
     """Mean squared error per pixel and channel of levels 0..255, the distortion of arXiv 1611.01704 (lambda times it is
     added to bits per pixel). The pictures are not clipped or rounded in training."""
 
+    def require(self, spec: Spec) -> None:
+        """Images of any size will do."""
+
     def distortion(self, back: Tensor, x: Tensor) -> Tensor:
         """[B] for ``back`` about [-1, 1] and x uint8 [B C H W]."""
         return ((back + 1.0) * 127.5 - x.to(back.dtype)).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Dissimilarity:
+    """``weight`` times 1 - MS-SSIM, which is 0 for equal pictures, about 1 for unlike ones, and has no unit; lambda
+    times ``weight`` are bits per pixel for a whole 1. The pictures are not clipped or rounded in training. For images
+    of 32 pixels or more, with as many scales as fit (2 at 32, 5 from 176 on); UserError for smaller ones."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UserError(f"model.loss.weight={self.weight}: above 0")
+
+    def require(self, spec: Spec) -> None:
+        if not spec.is_image or spec.size < SMALLEST:
+            raise UserError(
+                f"loss=ms_ssim: images of {SMALLEST} pixels or more, and these are {spec.size}: use "
+                f"data.size={SMALLEST} or more, or loss=levels"
+            )
+
+    def distortion(self, back: Tensor, x: Tensor) -> Tensor:
+        """[B] for ``back`` about [-1, 1] and x uint8 [B C H W]."""
+        return self.weight * (1.0 - multi_scale((back + 1.0) * 127.5, x.to(back.dtype)))

@@ -45,7 +45,7 @@ class DeepFeatures(nn.Module):
     def require(self, spec: Spec) -> None:
         """UserError for vectors, and where the source has no network."""
         if not spec.is_image:
-            raise UserError("model.loss: features of this loss are those of images, and data= gives vectors")
+            raise UserError("model.loss: this loss compares features of images, and data= gives vectors: choose images")
         self.features = self.source.build(spec)
 
     def remarks(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ importance-weighted bound), tests/test_families.py (both bounds of one set of im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from gentrain.errors import UserError
 from gentrain.objectives.autoencoding import Evidence
 from gentrain.objectives.divergences import (
     bounded_log_variance,
-    kl_standard_normal_terms,
+    kl_centred_normal_terms,
     log_normal,
     log_standard_normal,
 )
@@ -30,10 +31,15 @@ from gentrain.types import Terms
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """q(z|x) = N(mu, diag(sigma^2)) against p(z) = N(0, I) of ``latent`` dimensions. The encoder gives mu and log
-    sigma^2 [B 2Z]; nothing else is latent."""
+    """q(z|x) = N(mu, diag(sigma^2)) against p(z) = N(0, prior_scale^2 I) of ``latent`` dimensions. The encoder gives mu
+    and log sigma^2 [B 2Z]; nothing else is latent."""
 
     latent: int
+    prior_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.prior_scale > 0:
+            raise UserError(f"prior_scale={self.prior_scale} of a Gaussian code: above 0")
 
     @property
     def outputs(self) -> int:
@@ -51,14 +57,15 @@ class DiagonalGaussian:
 
     def divergences(self, output: Tensor, latents: Tensor) -> dict[str, Tensor]:
         mu, log_variance = self._split(output)
-        return {"kl": kl_standard_normal_terms(mu, log_variance)}
+        return {"kl": kl_centred_normal_terms(mu, log_variance, self.prior_scale)}
 
     def log_weight(self, output: Tensor, latents: Tensor) -> Tensor:
         mu, log_variance = self._split(output)
-        return log_standard_normal(latents) - log_normal(latents, mu, log_variance)
+        prior = log_standard_normal(latents / self.prior_scale) - self.latent * math.log(self.prior_scale)
+        return prior - log_normal(latents, mu, log_variance)
 
     def prior(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(n, self.latent, device=device, generator=generator)
+        return self.prior_scale * torch.randn(n, self.latent, device=device, generator=generator)
 
     @staticmethod
     def _split(output: Tensor) -> tuple[Tensor, Tensor]:

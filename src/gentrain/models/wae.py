@@ -14,8 +14,8 @@ tests/test_contract.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,41 +30,55 @@ class Kernel(Protocol):
         """k of squared distances, any shape, between codes of ``latent`` dimensions."""
         ...
 
+    def fitted(self, spread: float) -> Kernel:
+        """The kernel for a prior of this standard deviation, unless it has a spread of its own."""
+        ...
+
 
 @dataclass(frozen=True)
-class InverseMultiquadratic:
+class _Scaled:
+    """``spread``: None for that of the prior, and 1 where there is none."""
+
+    spread: float | None = None
+    scales: Sequence[float] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.spread is not None and not self.spread > 0:
+            raise UserError(f"model.regularisers.mmd.kernel.spread={self.spread}: above 0, or null for the prior's")
+        if not self.scales or not all(scale > 0 for scale in self.scales):
+            raise UserError(f"model.regularisers.mmd.kernel.scales={list(self.scales)}: one or more, each above 0")
+
+    def fitted(self, spread: float) -> Self:
+        return self if self.spread is not None else replace(self, spread=spread)
+
+    def units(self, latent: int) -> list[float]:
+        """C of each scale."""
+        return [2.0 * latent * (1.0 if self.spread is None else self.spread) ** 2 * scale for scale in self.scales]
+
+
+@dataclass(frozen=True)
+class InverseMultiquadratic(_Scaled):
     """k(a, b) = sum over scales s of C / (C + |a - b|^2), C = 2 Z spread^2 s: with s = 1, C is the expected squared
     distance of two draws from N(0, spread^2 I) (section 4; scales of the authors' code). Its tails are heavy, so codes
     far from the prior are still pulled."""
 
-    spread: float = 1.0
     scales: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-    def __post_init__(self) -> None:
-        _positive(self.spread, self.scales)
 
     def __call__(self, squares: Tensor, latent: int) -> Tensor:
         total = torch.zeros_like(squares)
-        for scale in self.scales:
-            c = 2.0 * latent * self.spread**2 * scale
+        for c in self.units(latent):
             total = total + c / (c + squares)
         return total
 
 
 @dataclass(frozen=True)
-class RBF:
+class RBF(_Scaled):
     """k(a, b) = sum over scales s of exp(-|a - b|^2 / C), C as in ``InverseMultiquadratic``: the Gaussian kernel."""
-
-    spread: float = 1.0
-    scales: Sequence[float] = (1.0,)
-
-    def __post_init__(self) -> None:
-        _positive(self.spread, self.scales)
 
     def __call__(self, squares: Tensor, latent: int) -> Tensor:
         total = torch.zeros_like(squares)
-        for scale in self.scales:
-            total = total + torch.exp(-squares / (2.0 * latent * self.spread**2 * scale))
+        for c in self.units(latent):
+            total = total + torch.exp(-squares / c)
         return total
 
 
@@ -116,7 +130,8 @@ class MMD:
             raise UserError(
                 "train.batch_size: the MMD compares codes in pairs, so each part of a batch needs 2 or more"
             )
-        return self.weight * mmd2(way.z, self.prior.draw(n, latent, way.z.device, None), self.kernel)
+        draws = self.prior.draw(n, latent, way.z.device, None)
+        return self.weight * mmd2(way.z, draws, self.kernel.fitted(self.prior.spread))
 
 
 @dataclass(frozen=True)
@@ -149,10 +164,3 @@ class Exponential:
 
     def __call__(self, iteration: int, total: int) -> float:
         return float(self.end ** min((iteration - 1) / max(total, 1), 1.0))
-
-
-def _positive(spread: float, scales: Sequence[float]) -> None:
-    if not spread > 0:
-        raise UserError(f"model.regularisers.mmd.kernel.spread={spread}: above 0")
-    if not scales or not all(scale > 0 for scale in scales):
-        raise UserError(f"model.regularisers.mmd.kernel.scales={list(scales)}: one or more, each above 0")

@@ -89,6 +89,20 @@ Corruption = Callable[[Tensor], Tensor]
 """Float data in [-1, 1] to data of the same shape, drawn anew at each call; in training only."""
 
 
+class SeededCorruption(Protocol):
+    """A ``Corruption`` that can also be drawn with random numbers of one's own."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+class Chain(Protocol):
+    """How a denoiser is walked from noise to samples."""
+
+    def __call__(self, x: Tensor, corrupt: Callable[[Tensor], Tensor], restore: Callable[[Tensor], Tensor]) -> Tensor:
+        """The last state [n *] of chains that begin at ``x`` [n *]; ``restore``: corrupted data to clean ones."""
+        ...
+
+
 class DataLikelihood(Reconstruction, Protocol):
     """A reconstruction error that is minus the log-likelihood of the data, in nats."""
 

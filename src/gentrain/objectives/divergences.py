@@ -6,6 +6,7 @@ Codes are [B Z]; spreads are log variances (log sigma^2), which any real number 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,12 @@ def bounded_log_variance(raw: Tensor) -> Tensor:
     that overshoots would otherwise make a divergence infinite."""
     floored = F.softplus(raw.float() + LOG_VARIANCE, beta=4.0) - LOG_VARIANCE
     return LOG_VARIANCE - F.softplus(LOG_VARIANCE - floored, beta=4.0)
+
+
+def kl_centred_normal_terms(mu: Tensor, log_variance: Tensor, scale: float = 1.0) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, scale^2)) of each latent dimension of each sample: [B Z] nats. A divergence does not
+    change where both are divided by one number, so it is that of mu/scale and sigma/scale from N(0, 1)."""
+    return kl_standard_normal_terms(mu.float() / scale, log_variance.float() - 2.0 * math.log(scale))
 
 
 def kl_standard_normal_terms(mu: Tensor, log_variance: Tensor) -> Tensor:
@@ -49,6 +56,7 @@ def log_standard_normal(z: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class CodeDivergence:
     """A regulariser: ``weight`` times KL(q(z|x) || p(z)), summed over Z, mean over the batch; nats at ``weight`` 1.
+    p is the code's own: a model that samples from a prior hands its numbers to the code too.
 
     UserError for a weight below 0, and for a code that has no distribution.
     """
@@ -60,10 +68,15 @@ class CodeDivergence:
             raise UserError(f"model.regularisers: weight={self.weight} of a divergence: 0 or more")
 
     def __call__(self, way: Pass) -> Tensor:
-        divergences = getattr(way.code, "divergences", None)
+        return self.weight * summed(self.divergences(way.code, way.output, way.z)).mean()
+
+    @staticmethod
+    def divergences(code: object, output: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """What the code says of itself (``Posterior.divergences``)."""
+        divergences: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = getattr(code, "divergences", None)
         if divergences is None:
             raise UserError(
-                f"model.regularisers: {type(way.code).__name__} is a code without a distribution, which has no "
+                f"model.regularisers: {type(code).__name__} is a code without a distribution, which has no "
                 "divergence: use model.code._target_=gentrain.models.vae.DiagonalGaussian"
             )
-        return self.weight * summed(divergences(way.output, way.z)).mean()
+        return divergences(output, z)

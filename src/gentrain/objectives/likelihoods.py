@@ -34,12 +34,17 @@ there is nothing to win. At the ceiling the 256 bins are still told apart in flo
 class PixelLikelihood:
     """p(x | z) of one image, pixels independent given z (a ``DataLikelihood``)."""
 
+    @property
+    def of_vectors(self) -> str:
+        """What stands for it where data are vectors."""
+        return "loss=density"
+
     def require(self, spec: Spec) -> None:
         """UserError unless the data are images."""
         if not spec.is_image:
             raise UserError(
                 "model.loss: this likelihood is of the 256 levels of images, and data= gives vectors: choose images, "
-                "or loss=density"
+                f"or {self.of_vectors}"
             )
 
     def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
@@ -75,6 +80,10 @@ class Bernoulli(PixelLikelihood):
     def __post_init__(self) -> None:
         if self.binarize not in ("threshold", "sample", "once", "none"):
             raise UserError(f"binarize must be threshold, sample, once or none, got {self.binarize!r}")
+
+    @property
+    def of_vectors(self) -> str:
+        return "loss=squared" if self.binarize == "none" else super().of_vectors
 
     @property
     def likelihood_on(self) -> LikelihoodOn:

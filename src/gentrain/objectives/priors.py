@@ -15,6 +15,11 @@ from gentrain.errors import UserError
 class Prior(Protocol):
     """p(z), known by draws."""
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a dimension, as the root of the mean variance over all of them."""
+        ...
+
     def require(self, latent: int) -> None:
         """UserError for a number of latent dimensions that it does not have."""
         ...
@@ -56,6 +61,10 @@ class Normal:
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise UserError(f"model.prior.scale={self.scale}: above 0")
+
+    @property
+    def spread(self) -> float:
+        return self.scale
 
     def require(self, latent: int) -> None:
         """Any number of dimensions will do."""
