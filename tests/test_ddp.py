@@ -39,7 +39,8 @@ def spy(self, batch):
     rank = os.environ["RANK"]
     if os.environ.get("DIES_AT") == f"{rank}@{self.clock.iteration}":
         os.kill(os.getpid(), signal.SIGKILL)
-    digest = float(sum(t.double().abs().sum() for t in self.nets.state_dict().values()))
+    held = [*self.nets.state_dict().values(), *self.rules.buffers()]
+    digest = float(sum(t.double().abs().sum() for t in held))
     record = {"pid": os.getpid(), "indices": batch.index.tolist(), "digest": digest, "noise": float(torch.rand(1))}
     with Path(os.environ["SPY"], f"rank{rank}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\\n")
@@ -132,6 +133,19 @@ def test_ranks_agree_on_weights_share_the_data_draw_their_own_noise_and_resume_b
     assert "put devices: 2 into its config.yaml" in ended.err
     kept = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert kept["status"] == "stopped", "a resume that is refused leaves the card as it was"
+
+
+def test_ranks_agree_on_singular_vectors_moving_averages_and_the_past(run: Run, spied: Path) -> None:
+    chosen = "model/penalty=[spectral,lecam,historical,r1]"
+    assert run(*SHARED, chosen, "name=run", "metrics=none", "train.iterations=4", "train.validate_every=0").code == 0
+    ranks = records(spied)
+    assert len(ranks[0]) == len(ranks[1]) == 4
+    for one, other in zip(*ranks, strict=True):
+        assert one["digest"] == other["digest"]
+    state = checkpoint.load(spied / "outputs" / "run" / "checkpoints" / "last.ckpt")["system"]
+    assert {key.split(".")[0] for key in state["rules"]} == {"lecam", "historical"}
+    assert state["rules"]["lecam.sums"].abs().sum() > 0
+    assert any("_u" in key for key in state["nets"])
 
 
 AVERAGING = """

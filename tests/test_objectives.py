@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from gentrain.errors import UserError
-from gentrain.objectives import adversarial
+from gentrain.objectives import adversarial, relativistic
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.penalties import (
     R1,
+    R2,
     Dragan,
     GradientPenalty,
     Penalty,
@@ -24,6 +27,7 @@ from gentrain.objectives.penalties import (
     gradient_norms,
     gradient_penalty,
     r1,
+    r2,
     refuse_batch_norm,
 )
 
@@ -34,8 +38,19 @@ ZOO: list[Callable[[], AdversarialLoss]] = [
     adversarial.least_squares,
     adversarial.hinge,
     adversarial.wasserstein,
+    relativistic.average,
+    partial(relativistic.average, "hinge"),
+    partial(adversarial.nonsaturating, 0.9),
+    partial(adversarial.least_squares, 2.0, -1.0, 1.0),
 ]
-PENALTIES: list[Penalty] = [GradientPenalty(10.0), GradientPenalty(10.0, one_sided=True), R1(2.0), Dragan(10.0)]
+PENALTIES: list[Penalty] = [
+    GradientPenalty(10.0),
+    GradientPenalty(10.0, one_sided=True),
+    GradientPenalty(10.0, target=0.0),
+    R1(2.0),
+    R2(2.0),
+    Dragan(10.0),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +89,7 @@ def conv_critic(norm: nn.Module) -> nn.Sequential:
 def test_loss_is_a_float32_scalar_whatever_comes_in(loss: Callable[[], AdversarialLoss]) -> None:
     game = loss()
     real, fake = torch.randn(8), torch.randn(8)
-    for terms, flat in ((game.critic(real, fake), {"real", "fake"}), (game.generator(fake), {"adversarial"})):
+    for terms, flat in ((game.critic(real, fake), {"real", "fake"}), (game.generator(fake, real), {"adversarial"})):
         assert set(terms) == flat
         assert all(t.shape == () and t.dtype == torch.float32 for t in terms.values())
     column = game.critic(real[:, None], fake[:, None])
@@ -89,7 +104,7 @@ def test_gradients_push_the_right_way(loss: Callable[[], AdversarialLoss]) -> No
     game = loss()
     real, fake = (torch.full((4,), 0.5, requires_grad=True) for _ in range(2))
     d_real, d_fake = torch.autograd.grad(total(game.critic(real, fake)), (real, fake))
-    (d_generator,) = torch.autograd.grad(total(game.generator(fake)), fake)
+    (d_generator,) = torch.autograd.grad(total(game.generator(fake, real)), fake)
     assert (d_real < 0).all()
     assert (d_fake > 0).all()
     assert (d_generator < 0).all()
@@ -158,16 +173,28 @@ def test_linear_critic_gives_the_closed_forms(norm: float) -> None:
     assert number(gradient_penalty(critic, real, fake, target=0.0)) == pytest.approx(norm**2, abs=1e-5)
     assert number(dragan(critic, real)) == pytest.approx(expected, abs=1e-5)
     assert number(r1(critic, real)) == pytest.approx(0.5 * norm**2, abs=1e-5)
+    assert number(r2(critic, fake)) == pytest.approx(0.5 * norm**2, abs=1e-5)
     over_the_batch = (torch.autograd.grad(critic(r := real.requires_grad_()).sum(), r)[0].norm() - 1.0) ** 2
     assert norm == 0.0 or number(over_the_batch) != pytest.approx(expected, abs=1e-2)  # wrong: one norm for all samples
 
 
 def test_weights_and_names_of_the_config_targets() -> None:
     critic, real, fake = LinearCritic(3.0), torch.randn(4, 3, 4, 4), torch.randn(4, 3, 4, 4)
-    expected = ({"gradient_penalty": 40.0}, {"gradient_penalty": 40.0}, {"r1": 9.0}, {"dragan": 40.0})
+    expected = (
+        {"gradient_penalty": 40.0},
+        {"gradient_penalty": 40.0},
+        {"gradient_penalty": 90.0},
+        {"r1": 9.0},
+        {"r2": 9.0},
+        {"dragan": 40.0},
+    )
     for penalty, terms in zip(PENALTIES, expected, strict=True):
         assert penalty.per_sample
         assert {k: number(v) for k, v in penalty(critic, real, fake).items()} == pytest.approx(terms, rel=1e-5)
+        lazy = replace(penalty, every=4)  # type: ignore[type-var]
+        assert {k: number(v) / 4 for k, v in lazy(critic, real, fake).items()} == pytest.approx(terms, rel=1e-5)
+        with pytest.raises(UserError, match="every=0: at least 1"):
+            replace(penalty, every=0)  # type: ignore[type-var]
     with pytest.raises(UserError, match="0 or more"):
         GradientPenalty(-1.0)
 

@@ -17,6 +17,7 @@ GROUPS = {
     "losses": "loss",
     "nets": "model/net",
     "priors": "model/prior",
+    "penalties": "model/penalty",
     "metrics": "metrics",
     "experiments": "experiment",
     "sizes": "size",

@@ -19,10 +19,10 @@ from gentrain.errors import UserError
 from gentrain.game import Aim, Codes, Replay, Round, Verdict, View
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
-from gentrain.nets.critic import MakesCritic, Scoring, spectral_norm
+from gentrain.nets.critic import MakesCritic, Scoring, one_estimate, spectral_norm
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.constraints import Constraint
-from gentrain.objectives.penalties import Penalty, refuse_batch_norm
+from gentrain.objectives.penalties import Penalty, refuse_mixing
 from gentrain.types import Images, Spec, Terms
 
 Prior = Literal["normal", "uniform"]
@@ -119,7 +119,8 @@ class Adversarial(System):
             heads |= aim.heads(self.spec, width)
         self.nets["critic"] = critic.build(self.spec, net, labels, heads)
         if any(penalty.per_sample for penalty in self.penalties.values()):
-            refuse_batch_norm(self.nets["critic"])
+            x = torch.randn(3, *self.spec.shape, generator=torch.Generator().manual_seed(0))
+            refuse_mixing(self.nets["critic"], x, None if labels is None else torch.arange(3) % self.spec.classes)
         for name in spectral:
             if name not in self.nets:
                 raise UserError(f"model.spectral: {name} is no network of a GAN; they are generator and critic")
@@ -134,15 +135,19 @@ class Adversarial(System):
 
     def critic_loss(self, batch: Images) -> Terms:
         made = self._fakes_for_critic(batch)
+        with one_estimate():
+            return self._judged(batch, made)
+
+    def _judged(self, batch: Images, made: Made) -> Terms:
         shown = made.x if self.replay is None else self.replay(made.x)
         real, fake = self._viewed(batch.signed), self._viewed(shown)
         on_real, on_fake = self._judge(real, fake, made.labels)
         terms = self._weighted("critic", self.loss.critic(on_real.score, on_fake.score))
         critic = self._asked(made.labels)
-        for penalty in self.penalties.values():
+        for name, penalty in self.penalties.items():
             if (self.clock.iteration + 1) % penalty.every == 0:
-                terms |= penalty(critic, real, fake)
-        terms |= self._aimed("critic", self._round(batch, made, real, fake, on_real, on_fake))
+                _add(terms, penalty(critic, real, fake), f"model.penalties.{name}")
+        self._aim("critic", terms, self._round(batch, made, real, fake, on_real, on_fake))
         for view in self.views.values():
             view.learn(on_real)
         self._note_scores(on_real.score, on_fake.score)
@@ -152,6 +157,10 @@ class Adversarial(System):
         made = self._kept.pop(id(batch), None)
         if made is None:
             made = self.generate(len(batch), self._labels_of(batch))
+        with one_estimate():
+            return self._answered(batch, made)
+
+    def _answered(self, batch: Images, made: Made) -> Terms:
         fake = self._viewed(made.x)
         on_fake = self.nets["critic"].judge(fake, made.labels)  # type: ignore[operator]
         real, on_real = batch.signed, None
@@ -161,7 +170,7 @@ class Adversarial(System):
                 on_real = self.nets["critic"].judge(real, made.labels)  # type: ignore[operator]
         scores = None if on_real is None else on_real.score
         terms = self._weighted("generator", self.loss.generator(on_fake.score, scores))
-        terms |= self._aimed("generator", self._round(batch, made, real, fake, on_real, on_fake))
+        self._aim("generator", terms, self._round(batch, made, real, fake, on_real, on_fake))
         return terms
 
     def generate(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Made:
@@ -232,11 +241,9 @@ class Adversarial(System):
             batch.index, self.clock.iteration + 1,
         )  # fmt: skip
 
-    def _aimed(self, player: str, seen: Round) -> Terms:
-        terms: Terms = {}
-        for aim in self.aims.values():
-            terms |= aim.critic(seen) if player == "critic" else aim.generator(seen)
-        return terms
+    def _aim(self, player: str, terms: Terms, seen: Round) -> None:
+        for name, aim in self.aims.items():
+            _add(terms, aim.critic(seen) if player == "critic" else aim.generator(seen), f"model.aims.{name}")
 
     def _weighted(self, player: str, terms: Terms) -> Terms:
         weight = self.weights_of_loss[player]
@@ -253,6 +260,14 @@ class Adversarial(System):
     def _constrain(self) -> None:
         assert self.constraint is not None
         self.constraint(self.nets["critic"])
+
+
+def _add(terms: Terms, more: Terms, where: str) -> None:
+    """Put further terms to the others. UserError where two have one name: the one would take the other's place."""
+    for name, term in more.items():
+        if name in terms:
+            raise UserError(f"{where}: the player has a term '{name}' already; leave out one of the two")
+        terms[name] = term
 
 
 def _weights_of_loss(weights: Mapping[str, float] | None) -> dict[str, float]:

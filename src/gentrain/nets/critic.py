@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gentrain.errors import UserError
 from gentrain.game import Verdict
@@ -70,9 +72,32 @@ class Scoring:
 
 
 def spectral_norm(net: nn.Module, eps: float = 1e-6) -> nn.Module:
-    """Divide each weight of ``net`` by its largest singular value, as one step of power iteration in each training
-    pass estimates it (Miyato et al. 2018, arXiv 1802.05957, algorithm 1); in place. Nothing moves in eval mode."""
+    """Divide each weight of ``net`` by its largest singular value, as a step of power iteration in each training
+    pass (or turn: ``one_estimate``) estimates it (Miyato et al. 2018, arXiv 1802.05957, algorithm 1); in place. Nothing
+    moves in eval mode."""
     kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
     for layer in [layer for layer in net.modules() if isinstance(layer, kinds)]:
         torch.nn.utils.parametrizations.spectral_norm(layer, eps=eps)
+        divisions = cast("parametrize.ParametrizationList", layer.parametrizations.weight)  # type: ignore[union-attr]
+        divisions[0] = _InFloat32(divisions[0])
     return net
+
+
+class _InFloat32(nn.Module):
+    """What it holds, with autocast off: bfloat16 products have two or three digits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            divided: Tensor = self.inner(weight)
+            return divided
+
+
+def one_estimate() -> contextlib.AbstractContextManager[None]:
+    """Inside, the weight of each layer under spectral normalisation is computed once, in the first pass, and serves all
+    further ones: real and generated samples, a gradient penalty and the aims see one and the same critic, and there is
+    one step of power iteration in a turn, as in algorithm 1. The first pass must be one that needs gradients."""
+    return parametrize.cached()

@@ -1,12 +1,14 @@
 """Penalties on the critic's gradient with respect to its input, and weight clipping.
 
 A gradient penalty reads the slope at each sample by itself, so the critic must treat samples one by one: batch
-normalisation is refused (``refuse_batch_norm``). Norms run over all dimensions but the first; everything is float32
-with autocast off, since a second derivative in half precision loses the slope that the penalty is about.
+normalisation is refused (``refuse_batch_norm``), and whatever else mixes samples (``refuse_mixing``).
+Norms run over all dimensions but the first; everything is float32 with autocast off, since a second derivative in half
+precision loses the slope that the penalty is about.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -25,7 +27,8 @@ Critic = Callable[[Tensor], Tensor]
 
 class Penalty(Protocol):
     """A term of the critic's loss. ``per_sample``: the critic must treat the samples of a batch independently.
-    ``every``: it acts in iterations divisible by it."""
+    ``every``: it acts in iterations divisible by it, multiplied by it, so that its weight is that of each iteration
+    (lazy regularisation, Karras et al. 2020, arXiv 1912.04958)."""
 
     @property
     def per_sample(self) -> bool: ...
@@ -80,6 +83,11 @@ def r1(critic: Critic, real: Tensor) -> Tensor:
     return 0.5 * squared_gradient_norms(critic, real).mean()
 
 
+def r2(critic: Critic, fake: Tensor) -> Tensor:
+    """Half the mean squared slope at generated samples (Mescheder et al. 2018, eq. 10 with gamma = 1)."""
+    return r1(critic, fake)
+
+
 def dragan(critic: Critic, real: Tensor, *, target: float = 1.0) -> Tensor:
     """Mean over samples of (slope - target)^2 around the data (Kodali et al. 2017, arXiv 1705.07215).
 
@@ -93,18 +101,21 @@ def dragan(critic: Critic, real: Tensor, *, target: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """WGAN-GP's ``weight * gradient_penalty`` (lambda of eq. 3)."""
+    """WGAN-GP's ``weight * gradient_penalty`` (lambda of eq. 3). ``target`` 0 is the zero-centred one (Thanh-Tung et
+    al. 2019, arXiv 1902.03984), of critics that need not be Lipschitz."""
 
     weight: float
     one_sided: bool = False
+    target: float = 1.0
+    every: int = 1
     per_sample: ClassVar[bool] = True
-    every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _check_weight("gradient penalty: weight", self.weight)
+        _check("gradient penalty", self.every, weight=self.weight, target=self.target)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
-        return {"gradient_penalty": self.weight * gradient_penalty(critic, real, fake, one_sided=self.one_sided)}
+        mean = gradient_penalty(critic, real, fake, target=self.target, one_sided=self.one_sided)
+        return {"gradient_penalty": self.every * self.weight * mean}
 
 
 @dataclass(frozen=True)
@@ -112,14 +123,29 @@ class R1:
     """``gamma / 2`` times the mean squared slope at real samples."""
 
     gamma: float
+    every: int = 1
     per_sample: ClassVar[bool] = True
-    every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _check_weight("R1: gamma", self.gamma)
+        _check("R1", self.every, gamma=self.gamma)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
-        return {"r1": self.gamma * r1(critic, real)}
+        return {"r1": self.every * self.gamma * r1(critic, real)}
+
+
+@dataclass(frozen=True)
+class R2:
+    """``gamma / 2`` times the mean squared slope at generated samples."""
+
+    gamma: float
+    every: int = 1
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check("R2", self.every, gamma=self.gamma)
+
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
+        return {"r2": self.every * self.gamma * r2(critic, fake)}
 
 
 @dataclass(frozen=True)
@@ -127,14 +153,14 @@ class Dragan:
     """DRAGAN's ``weight`` times the penalty around the data."""
 
     weight: float
+    every: int = 1
     per_sample: ClassVar[bool] = True
-    every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _check_weight("DRAGAN: weight", self.weight)
+        _check("DRAGAN", self.every, weight=self.weight)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
-        return {"dragan": self.weight * dragan(critic, real)}
+        return {"dragan": self.every * self.weight * dragan(critic, real)}
 
 
 def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the gradient penalty") -> None:
@@ -144,6 +170,38 @@ def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the 
             raise UserError(
                 f"{what} layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
                 f"{penalty} is per sample: set model.net.critic_norm=none, layer or instance"
+            )
+
+
+def refuse_mixing(net: nn.Module, x: Tensor, labels: Tensor | None = None) -> None:
+    """UserError naming the first layer whose output for one sample depends on the others of its batch: virtual batch
+    norm, conditional batch norm, minibatch features, attention over the batch. Asked of a copy of ``net``, in training
+    mode, with two batches like ``x`` [B ...] (B at least 2) that share their first sample; the state of torch's CPU
+    generator is left as it was."""
+    refuse_batch_norm(net)
+    copied = copy.deepcopy(net).train()
+    seen: list[tuple[str, Tensor]] = []
+
+    def watch(name: str, out: object) -> None:
+        if isinstance(out, Tensor) and out.ndim and len(out) == len(x):
+            seen.append((name, out[0].detach().clone()))
+
+    for name, layer in copied.named_modules():
+        if layer is not copied:
+            layer.register_forward_hook(lambda _, __, out, name=name: watch(name, out))
+    passes = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for others in (x, x, x.roll(1, -1) * -0.5):  # the first pass lets a layer that keeps a reference batch take one
+            seen.clear()
+            torch.default_generator.manual_seed(0)  # the same units drop out
+            watch("score", copied(torch.cat([x[:1], others[1:]]), *([] if labels is None else [labels])))
+            passes.append(list(seen))
+    layers = dict(copied.named_modules())
+    for (name, one), (_, other) in zip(*passes[1:], strict=True):
+        if not torch.allclose(one, other, rtol=1e-4, atol=1e-6):
+            raise UserError(
+                f"critic layer '{name}' ({type(layers.get(name, copied)).__name__}) mixes the samples of a batch, but "
+                "the gradient penalty is per sample: leave out the one or the other"
             )
 
 
@@ -169,6 +227,14 @@ def _distance_to(norms: Tensor, target: float, one_sided: bool) -> Tensor:
     return (F.relu(excess) if one_sided else excess).square().mean()
 
 
-def _check_weight(what: str, value: float) -> None:
-    if not value >= 0:
-        raise UserError(f"{what}={value}: 0 or more is needed")
+def refuse_negative(what: str, **numbers: float) -> None:
+    """UserError naming the first number that is below 0 or none at all."""
+    for name, value in numbers.items():
+        if not value >= 0:
+            raise UserError(f"{what}: {name}={value}: 0 or more is needed")
+
+
+def _check(what: str, every: int, **numbers: float) -> None:
+    refuse_negative(what, **numbers)
+    if every < 1:
+        raise UserError(f"{what}: every={every}: at least 1")
