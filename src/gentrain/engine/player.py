@@ -105,6 +105,7 @@ class Seat:
         self.clip = moves.clip
         self.schedule = moves.schedule
         self.parameters = distinct(nets[name] for name in player.nets)
+        self.buffers = list(dict.fromkeys(buffer for name in player.nets for buffer in nets[name].buffers()))
         own = {id(p) for p in self.parameters}
         self.others = [p for p in everyone if id(p) not in own]
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]

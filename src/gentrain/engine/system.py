@@ -56,6 +56,8 @@ class System(lightning.LightningModule, ABC):
         self.ema = ema
         self.nets = nn.ModuleDict()
         self.rules = nn.ModuleDict()  # parts with state that no player moves: a running mean, a pool of samples
+        if isinstance(turns, nn.Module):
+            self.rules["turns"] = turns
         self.average: Average | None = None
         self.clock = Clock()
         self.ledger = Ledger()
@@ -95,6 +97,7 @@ class System(lightning.LightningModule, ABC):
             Seat(p, self._moves_of(p), self.nets, self.optimizers_by_name[p.optimizer or p.name], everyone)
             for p in roster
         ]
+        self.turns.begin(self.seats)
 
     def _moves_of(self, player: Player) -> Moves:
         for name in (player.name, player.optimizer):

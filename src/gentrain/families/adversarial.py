@@ -51,10 +51,11 @@ class Adversarial(System):
     The critic moves first and sees samples that carry no gradient to the generator; the generator's move goes through
     the critic, whose weights stand still. ``fresh_noise``: the generator moves on samples of its own, as in
     Goodfellow's Algorithm 1; otherwise on those that the critic has just seen, which saves a pass (the DCGAN authors'
-    code). ``joint_batch``: the critic sees real and generated samples as one batch; equal in result, and faster, for a
-    critic without batch norm, and shared statistics for one with it. ``constraint`` acts on the critic after each of
-    its steps. ``critic``: what it is, by default one score. ``labels``: where classes enter; samples for training are
-    made for the labels of the batch, so that theirs come as often as the data's. ``codes`` stand behind the noise;
+    code) unless ``turns`` showed it samples of predicted weights. ``joint_batch``: the critic sees real and generated
+    samples as one batch; equal in result, and faster, for a critic without batch norm, and shared statistics for one
+    with it. ``constraint`` acts on the critic after each of its steps. ``critic``: what it is, by default one score.
+    ``labels``: where classes enter; samples for training are made for the labels of the batch, so that theirs come as
+    often as the data's. ``codes`` stand behind the noise;
     ``aims`` are further terms, ``views`` what is done to samples before the critic sees them, ``replay`` older samples
     that it sees again. ``spectral``: networks whose weights are divided by their largest singular value.
     ``weights``: of the loss, for each player; 0 leaves it to the aims. UserError where the loss needs a Lipschitz
@@ -204,7 +205,7 @@ class Adversarial(System):
 
     def _fakes_for_critic(self, batch: Images) -> Made:
         labels = self._labels_of(batch)
-        if self.fresh_noise or not self._generator_moves():
+        if self.fresh_noise or not self.turns.true_weights or not self._generator_moves():
             with torch.no_grad():
                 return self.generate(len(batch), labels)
         with _open(self.nets["generator"]):
