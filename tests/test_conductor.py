@@ -19,6 +19,7 @@ from test_contract import differences, logged, ready
 from gentrain.engine import checkpoint, precision
 from gentrain.engine.conductor import Conductor
 from gentrain.engine.finite import NonFiniteError, diverged
+from gentrain.engine.health import Health
 from gentrain.engine.player import Seat
 from gentrain.engine.system import System
 from gentrain.engine.turns import Simultaneous
@@ -237,3 +238,26 @@ def test_a_run_goes_on_and_is_scored_from_any_folder(
     assert run("resume", f"run={folder}").code == 0
     assert run("evaluate", f"run={folder}").code == 0
     assert run("sample", "run=../outputs/run", "n=4").code == 0
+
+
+def test_health_is_told_the_score_that_best_follows_turned_so_that_smaller_is_better(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float | None] = []
+    original = Health.observe
+
+    def observe(self: Health, *facts: Any, **more: Any) -> Any:
+        if not facts[1]:  # not of a log
+            told.append(more["score"])
+        return original(self, *facts, **more)
+
+    monkeypatch.setattr(Health, "observe", observe)
+    for name, extra, sign in (("a", [], 1.0), ("b", ["metrics.monitor=is_domain", "metrics.mode=max"], -1.0)):
+        told.clear()
+        assert run(*words("model=dcgan", *BUDGET, *extra, f"name={name}")).code == 0
+        best = card(workplace, name)["best"]
+        assert len(told) == 3
+        assert min(float(value or 0.0) for value in told) == sign * best["value"]
+    told.clear()
+    assert run(*words("model=dcgan", *BUDGET, "metrics=none", "name=c")).code == 0
+    assert told == [None] * 3

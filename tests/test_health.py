@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 
-from gentrain.engine.health import ADVICE, Health, HealthWarning, distances
+from gentrain.engine.advice import ADVICE
+from gentrain.engine.health import Health, HealthWarning, distances
+from gentrain.engine.trends import falling_and_worse, level, roughness
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +44,7 @@ def test_a_healthy_run_is_silent() -> None:
 # One sick and one well observation of each sign, as arguments of observe().
 SICK: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "discriminator_wins": ({"terms": critic(0.001, 0.002)}, {"terms": critic(0.5, 0.5)}, "critic"),
+    "pinned": ({"terms": critic(math.log(2), math.log(2) + 1e-3)}, {"terms": critic(0.5, 0.5)}, "critic"),
     "gradient_norm": ({"grad_norms": {"generator": 101.0}}, {"grad_norms": {"generator": 1.0}}, "generator"),
     "collapse": (
         {"samples": images(1).repeat(64, 1, 1, 1), "reference": images(seed=1)},
@@ -110,6 +113,140 @@ def test_a_critic_must_win_several_times_in_a_row() -> None:
 def test_a_small_loss_is_no_victory_where_it_is_not_a_bounded_critics(terms: dict[str, dict[str, float]]) -> None:
     health = Health(patience=1)
     assert [w for i in range(10) for w in health.observe(5000 + i, terms, {})] == []
+
+
+# Signs that show in a series
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "named"),
+    [
+        (math.log(2), math.log(2), "2 ln 2"),
+        (1.0, 0.999, "an output of 0"),
+        (0.125, 0.1252, "1/2"),
+        (0.66, 0.72, None),
+        (math.log(2), 1.0, None),
+        (-0.125, 0.125, None),
+    ],
+)
+def test_levels_are_those_of_a_critic_that_says_the_same_of_all(real: float, fake: float, named: str | None) -> None:
+    found = level(real, fake, 0.005)
+    assert (found is None) == (named is None)
+    assert named is None or named in str(found)
+
+
+def test_the_levels_are_what_the_losses_give() -> None:
+    from gentrain.objectives.adversarial import hinge, least_squares, nonsaturating
+
+    for loss, output in ((nonsaturating(), 0.0), (hinge(), 0.0), (least_squares(), 0.5)):
+        terms = loss.critic(torch.full((4,), output), torch.full((4,), output))
+        assert level(float(terms["real"]), float(terms["fake"]), 1e-4) is not None
+
+
+def test_a_critic_may_start_where_it_tells_nothing_apart() -> None:
+    health = Health(patience=2, warmup=1000)
+    pinned = critic(math.log(2), math.log(2))
+    assert [w for i in range(0, 1000, 50) for w in health.observe(i, pinned, {})] == []
+    assert signs(health.observe(1000, pinned, {})) == [("pinned", "critic")]
+
+
+def series(*parts: tuple[int, float, float, float]) -> list[float]:
+    """(length, start, end, jitter): straight lines with a jitter of fixed signs, one behind the other."""
+    generator = torch.Generator().manual_seed(0)
+    found: list[float] = []
+    for length, start, end, jitter in parts:
+        line = torch.linspace(start, end, length) + jitter * torch.randn(length, generator=generator)
+        found += line.tolist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("losses", "warns"),
+    [
+        (series((200, 0.8, 0.8, 0.02)), False),  # quiet
+        (series((200, 1.38, 0.2, 0.02)), False),  # learning
+        (series((100, 0.8, 0.8, 0.2), (100, 0.8, 0.8, 0.02)), False),  # settling
+        (series((100, 1.38, 1.38, 0.0005), (100, 1.38, 0.6, 0.02)), False),  # wakes up, and its steps stay small
+        (series((100, 0.8, 0.8, 0.02), (60, 0.8, 0.8, 0.3)), True),
+        (series((100, 0.8, 0.3, 0.01), (60, 0.3, 0.3, 0.15)), True),
+    ],
+)
+def test_a_critic_whose_loss_jumps_more_and_more_is_named(losses: list[float], warns: bool) -> None:
+    health = Health(pinned=None)
+    found = [
+        w for i, loss in enumerate(losses) for w in health.observe(50 * i, critic(abs(loss) / 2, abs(loss) / 2), {})
+    ]
+    assert signs(found) == ([("unsteady", "critic")] if warns else [])
+
+
+def test_a_score_without_bounds_is_never_unsteady() -> None:
+    health = Health()
+    for i, loss in enumerate(series((100, 0.1, 0.1, 0.01), (60, 3.0, 3.0, 2.0))):
+        assert health.observe(50 * i, critic(-loss, loss / 2), {}) == []
+
+
+def test_roughness_is_of_steps_and_not_of_the_trend() -> None:
+    assert roughness([0.0, 1.0, 0.0, 1.0, 4.0, 6.0, 4.0, 6.0]) == (4.0, 2.0 / 5.0)
+    steep = roughness([10.0 - 0.1 * i for i in range(40)])
+    assert steep is not None
+    assert steep[0] == pytest.approx(1.0)
+    assert roughness([1.0] * 8) is None
+
+
+def played(health: Health, losses: list[float], scores: list[float], every: int = 100) -> list[HealthWarning]:
+    """Each score stands behind three observations of a game."""
+    found = []
+    for turn, (loss, score) in enumerate(zip(losses, scores, strict=True)):
+        for i in range(3):
+            terms = {"critic": {"real": 0.5, "fake": 0.6}, "generator": {"adversarial": loss + 0.1 * (i - 1)}}
+            found += health.observe(every * (3 * turn + i), terms, {})
+        found += health.observe(every * (3 * turn + 2), {}, {}, score=score)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("losses", "scores", "warns"),
+    [
+        ([3.0, 2.5, 2.0, 1.5, 1.0], [5.0, 6.0, 7.0, 8.0, 9.0], True),
+        ([3.0, 2.5, 2.0, 1.5, 1.0], [9.0, 8.0, 7.0, 6.0, 5.0], False),  # falling, and better
+        ([1.0, 1.5, 2.0, 2.5, 3.0], [5.0, 6.0, 7.0, 8.0, 9.0], False),  # worse, but it does not fool the critic
+        ([3.0, 2.5, 2.0, 2.1, 2.0], [5.0, 6.0, 7.0, 8.0, 9.0], False),  # not steadily
+        ([3.0, 2.5, 2.0, 1.5, 1.0], [5.0, 6.0, 7.0, 6.9, 9.0], False),
+    ],
+)
+def test_a_generator_that_fools_the_critic_with_worse_samples_is_named(
+    losses: list[float], scores: list[float], warns: bool
+) -> None:
+    assert signs(played(Health(), losses, scores)) == ([("misled", "generator")] if warns else [])
+    assert played(Health(misled=None), losses, scores) == []
+    assert played(Health(), losses, scores, every=10) == []  # the first iterations tell nothing
+
+
+def test_a_model_without_a_critic_overfits_and_is_not_misled() -> None:
+    health = Health()
+    for turn in range(6):
+        health.observe(turn, {"autoencoder": {"reconstruction": 6.0 - turn}}, {})
+        assert health.observe(turn, {}, {}, score=float(turn)) == []
+
+
+def test_steps_are_counted_from_the_last() -> None:
+    assert falling_and_worse([(3, 1), (2, 2), (1, 3)]) == 2
+    assert falling_and_worse([(3, 1), (4, 0), (1, 3)]) == 1
+    assert falling_and_worse([(1, 1)]) == falling_and_worse([]) == 0
+
+
+def test_the_series_go_on_after_a_resume() -> None:
+    losses = series((100, 0.8, 0.8, 0.02), (60, 0.8, 0.8, 0.3))
+    straight, found, again = Health(), [], []
+    resumed = Health()
+    for i, loss in enumerate(losses):
+        found += straight.observe(i, critic(loss / 2, loss / 2), {}, score=float(i % 7))
+        if i == 95:
+            resumed.restore(straight.state())
+        if i > 95:
+            again += resumed.observe(i, critic(loss / 2, loss / 2), {}, score=float(i % 7))
+    assert [str(w) for w in again] == [str(w) for w in found if w.iteration > 95] != []
+    assert straight.state() == resumed.state()
 
 
 def test_penalties_do_not_hide_a_critic_that_wins() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,12 +100,16 @@ class View(Protocol):
     """What is done to all samples, real and generated, before a critic sees them (``model.views``): noise,
     differentiable changes. State as with an ``Aim``."""
 
+    def require(self, spec: Spec) -> None:
+        """UserError for data that it cannot change."""
+        ...
+
     def __call__(self, x: Tensor, iteration: int, total: int) -> Tensor:
         """Samples of the same shape, in [-1, 1] or near it; gradients pass. ``total``: iterations of the run."""
         ...
 
-    def learn(self, on_real: Verdict) -> None:
-        """Told in each of the critic's turns what it said of real samples."""
+    def learn(self, on_real: Verdict) -> Mapping[str, Tensor]:
+        """Told in each of the critic's turns what it said of real samples. Scalars to log, as ``view/<name>``."""
         ...
 
 

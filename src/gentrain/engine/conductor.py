@@ -15,7 +15,7 @@ from gentrain.engine.finite import diverged, refuse_non_finite
 from gentrain.engine.loop import Interrupted, Signals
 from gentrain.engine.player import parameter_counts
 from gentrain.engine.ranks import Patience, any_rank, gather
-from gentrain.engine.scores import Scores
+from gentrain.engine.scores import Found, Scores
 from gentrain.engine.session import Session
 from gentrain.engine.state import rng_state, seed_all, set_rng_state
 from gentrain.engine.system import System
@@ -185,7 +185,8 @@ class Conductor(lightning.Callback):
             return False
         samples = self.validation.samples_now
         reference = None if samples is None else session.data.train.all(64).signed
-        self._observe(clock.iteration, {}, {}, samples=samples, reference=reference, latent_kl=latent_kl)
+        score = self._followed(found)
+        self._observe(clock.iteration, {}, {}, samples=samples, reference=reference, latent_kl=latent_kl, score=score)
         signs = dict(session.health.values) if session.health is not None else {}
         for logger in session.loggers:
             if signs:
@@ -194,6 +195,14 @@ class Conductor(lightning.Callback):
                 logger.picture(key, path, clock.iteration, clock.images)
         self.scores.keep(found, clock)
         return True
+
+    def _followed(self, found: Found) -> float | None:
+        """The score that ``best`` follows, turned so that smaller is better."""
+        scoring, report = self.session.scoring, found.in_training
+        if report is None or scoring.monitor is None or scoring.monitor not in report.scores:
+            return None
+        value = report.scores[scoring.monitor]
+        return value if scoring.better(0.0, 1.0) else -value
 
     # ---------------------------------------------------------------- saving
 

@@ -14,33 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gentrain.engine.advice import ADVICE
+from gentrain.engine.trends import Trends, critics, falling_and_worse, is_critic, level, maker, roughness
 from gentrain.types import to_signed
 
 PAIRS_OF = 64
 """Images whose distances are taken: 2016 pairs, enough for a mean and cheap on any device."""
 
-ADVICE = {
-    "discriminator_wins": (
-        "the critic tells real from generated images without fail, and teaches nothing more: try loss=hinge or "
-        "loss=wasserstein with a penalty, a smaller model.players.{player}.optimizer.lr, or augment its images"
-    ),
-    "gradient_norm": (
-        "try ++model.players.{player}.clip=10 or a smaller model.players.{player}.optimizer.lr; where a loss is a sum "
-        "over pixels such norms are usual: raise callbacks.health.gradient_norm"
-    ),
-    "collapse": (
-        "samples are nearly alike: try another loss=, a penalty on the critic, or a smaller "
-        "model.players.{player}.optimizer.lr; go back to a checkpoint from before"
-    ),
-    "unused_latent": (
-        "the decoder ignores the code (posterior collapse): give the divergence less weight at first or free nats per "
-        "dimension, or use a weaker decoder"
-    ),
-    "nonfinite": (
-        "try a smaller model.players.{player}.optimizer.lr, ++model.players.{player}.clip=10 or precision=32-true, and "
-        "resume from a checkpoint of before"
-    ),
-}
+WAIT = ("collapse", "unused_latent", "pinned")
+"""Signs of every untrained model."""
+
+UNSTEADY_SHARE = 0.2
+"""Steps of a critic's loss that are smaller than this share of it are its usual noise, whatever they were before."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +67,15 @@ class Health:
     ``unused_latent``: share of latent dimensions whose KL to the prior exceeds ``active_nats`` (Burda et al. 2016,
     arXiv 1509.00519, section 5.2, count active units by a bound of 0.01 on the variance of the code's mean).
 
-    ``patience``: observations in a row for ``discriminator_wins``. ``warmup``: iterations before which ``collapse``
-    and ``unused_latent`` wait, unless they have been healthy before: an untrained generator repeats itself too.
+    ``pinned``: a bounded critic's terms on real and on generated images both stay this near, as a share, to the level
+    of a critic that says the same of all (``trends.LEVELS``). ``unsteady``: the mean squared step of its loss over
+    ``window`` observations is this many times that of the ``window`` before, and a fifth of the loss or more.
+    ``misled``: so many times in a row the loss of a game's generator has fallen since the last score and the score that
+    ``best`` follows has become worse.
+
+    ``patience``: observations in a row for ``discriminator_wins`` and ``pinned``. ``warmup``: iterations before which
+    ``collapse``, ``unused_latent`` and ``pinned`` wait, unless they have been healthy before: an untrained generator
+    repeats itself too. ``misled`` waits for them in any case.
     ``hysteresis``: a sign is gone when its value is this many times better than the threshold.
     """
 
@@ -95,6 +87,10 @@ class Health:
         unused_latent: float | None = 0.1,
         active_nats: float = 0.01,
         nonfinite: bool = True,
+        pinned: float | None = 0.005,
+        unsteady: float | None = 10.0,
+        window: int = 20,
+        misled: int | None = 3,
         patience: int = 5,
         warmup: int = 1000,
         hysteresis: float = 1.5,
@@ -105,6 +101,10 @@ class Health:
         self.unused_latent = unused_latent
         self.active_nats = active_nats
         self.nonfinite = nonfinite
+        self.pinned = pinned
+        self.unsteady = unsteady
+        self.misled = misled
+        self.trends = Trends(2 * window)
         self.patience = patience
         self.warmup = warmup
         self.hysteresis = hysteresis
@@ -122,25 +122,29 @@ class Health:
         samples: Tensor | None = None,
         reference: Tensor | None = None,
         latent_kl: Tensor | None = None,
+        score: float | None = None,
     ) -> list[HealthWarning]:
         """Signs that have appeared since the last call; ``values`` then holds ``health/<sign>`` for the loggers.
 
         ``terms``: each player's terms by name. ``grad_norms``: by player, before clipping. ``samples``: from fixed
         noise, and ``reference``: real images, both [n C H W] or [n D], uint8 or in [-1, 1]. ``latent_kl``: nats,
-        [Z] or [B Z].
+        [Z] or [B Z]. ``score``: of samples of now, better when smaller.
         """
-        self._maker = _maker(terms) or self._maker
+        self._maker = maker(terms) or self._maker
         findings = [
             *self._nonfinite(terms, grad_norms),
             *self._gradients(grad_norms),
             *self._critics(terms),
+            *self._pinned(terms),
+            *self._unsteady(terms),
+            *self._misled(terms, score, self._maker),
             *self._samples(samples, reference, self._maker),
             *self._latent(latent_kl, self._maker),
         ]
         self.values = {}
         for finding in findings:
             key = f"health/{finding.sign}"
-            worse = max if finding.sign in ("gradient_norm", "nonfinite") else min
+            worse = max if finding.sign in ("gradient_norm", "nonfinite", "unsteady", "misled") else min
             self.values[key] = worse(self.values.get(key, finding.value), finding.value)
         return [warning for finding in findings if (warning := self._judge(finding, iteration))]
 
@@ -151,6 +155,7 @@ class Health:
             "healthy": [list(place) for place in sorted(self._healthy)],
             "streak": dict(self._streak),
             "maker": self._maker,
+            "trends": self.trends.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -159,14 +164,17 @@ class Health:
         self._healthy = {(sign, player) for sign, player in state["healthy"]}
         self._streak = dict(state["streak"])
         self._maker = state["maker"]
+        if "trends" in state:  # of older checkpoints: no series
+            self.trends.restore(state["trends"])
 
     def _judge(self, finding: _Finding, iteration: int) -> HealthWarning | None:
         place = (finding.sign, finding.player)
         if finding.good:
             self._present.discard(place)
             self._healthy.add(place)
-        early = iteration < self.warmup and place not in self._healthy
-        waits = finding.sign in ("collapse", "unused_latent") and early
+        early = iteration < self.warmup
+        unknown = place not in self._healthy
+        waits = early and (finding.sign == "misled" or (finding.sign in WAIT and unknown))
         if not finding.bad or waits or place in self._present:
             return None
         self._present.add(place)
@@ -199,13 +207,8 @@ class Health:
         limit = self.discriminator_wins
         if limit is None:
             return
-        for player, named in terms.items():
-            if not _is_critic(named):
-                continue
-            parts = [value for name, value in named.items() if name in ("real", "fake")]
+        for player, parts in critics(terms):
             loss = sum(parts)
-            if not math.isfinite(loss):
-                continue
             # A score without a bound (Wasserstein) crosses 0 on its way: one of its two terms is below 0 then.
             low = loss < limit and min(parts) >= 0
             self._streak[player] = self._streak.get(player, 0) + 1 if low else 0
@@ -213,6 +216,48 @@ class Health:
             bad = self._streak[player] >= self.patience
             good = loss >= limit * self.hysteresis or min(parts) < 0
             yield _Finding("discriminator_wins", player, loss, detail, bad=bad, good=good)
+
+    def _pinned(self, terms: Mapping[str, Mapping[str, float]]) -> Iterator[_Finding]:
+        share = self.pinned
+        if share is None:
+            return
+        for player, parts in critics(terms):
+            found, key = level(*parts, share), f"pinned/{player}"
+            self._streak[key] = self._streak.get(key, 0) + 1 if found else 0
+            detail = f"its loss is {sum(parts):.4g} for {self._streak[key]} observations: {found}"
+            good = level(*parts, share * self.hysteresis) is None
+            yield _Finding("pinned", player, sum(parts), detail, bad=self._streak[key] >= self.patience, good=good)
+
+    def _unsteady(self, terms: Mapping[str, Mapping[str, float]]) -> Iterator[_Finding]:
+        limit = self.unsteady
+        if limit is None:
+            return
+        for player, parts in critics(terms):
+            if min(parts) < 0:
+                continue
+            series = self.trends.add_critic(player, sum(parts))
+            found = roughness(series) if len(series) == self.trends.length else None
+            if found is not None:
+                ratio, share = found
+                detail = (
+                    f"steps of its loss are {math.sqrt(ratio):.3g} times as large as before, {share:.0%} of the loss"
+                )
+                bad = ratio > limit and share >= UNSTEADY_SHARE
+                good = ratio <= limit / self.hysteresis
+                yield _Finding("unsteady", player, ratio, detail, bad=bad, good=good)
+
+    def _misled(self, terms: Mapping[str, Mapping[str, float]], score: float | None, player: str) -> Iterator[_Finding]:
+        times = self.misled
+        if times is None:
+            return
+        loss = sum(terms.get(player, {}).values())
+        if player in terms and math.isfinite(loss) and any(is_critic(named) for named in terms.values()):
+            self.trends.add_generator(loss)
+        if score is not None and math.isfinite(score):
+            history = self.trends.add_score(score, times + 1)
+            count = falling_and_worse(history)
+            detail = f"its loss fell and the samples' score became worse {count} times in a row"
+            yield _Finding("misled", player, count, detail, bad=count >= times, good=count == 0)
 
     def _samples(self, samples: Tensor | None, reference: Tensor | None, player: str) -> Iterator[_Finding]:
         limit = self.collapse
@@ -251,14 +296,3 @@ def distances(x: Tensor) -> dict[str, float]:
     mean = table.sum() / (count * (count - 1))
     nearest = table.fill_diagonal_(math.inf).min(1).values.mean()
     return {"each other": float(mean), "their nearest neighbour": float(nearest)}
-
-
-def _is_critic(named: Mapping[str, float]) -> bool:
-    """A player that minimises a term on real and one on generated images."""
-    return "real" in named and "fake" in named
-
-
-def _maker(terms: Mapping[str, Mapping[str, float]]) -> str:
-    """The player whose networks make the samples: the last one that is not a critic; empty if nobody moved."""
-    others = [player for player, named in terms.items() if not _is_critic(named)]
-    return others[-1] if others else next(iter(terms), "")

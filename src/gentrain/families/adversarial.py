@@ -20,18 +20,20 @@ from gentrain.game import Aim, Codes, Replay, Round, Verdict, View
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
 from gentrain.nets.critic import MakesCritic, Scoring, one_estimate, spectral_norm
+from gentrain.nets.virtual import Referenced, virtual_layers
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_mixing
 from gentrain.types import Images, Spec, Terms
 
-Prior = Literal["normal", "uniform"]
+Prior = Literal["normal", "uniform", "sphere"]
 
 
 def prior_noise(prior: Prior, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """[n Z] from N(0, I) or from U(-1, 1)."""
-    if prior == "normal":
-        return torch.randn(n, latent, device=device, generator=generator)
+    """[n Z] from N(0, I), from U(-1, 1), or from the sphere of radius sqrt(Z), where N(0, I) has most of its mass."""
+    if prior in ("normal", "sphere"):
+        z = torch.randn(n, latent, device=device, generator=generator)
+        return z if prior == "normal" else z * (latent**0.5 / z.norm(dim=1, keepdim=True))
     return torch.rand(n, latent, device=device, generator=generator).mul_(2.0).sub_(1.0)
 
 
@@ -58,8 +60,9 @@ class Adversarial(System):
     often as the data's. ``codes`` stand behind the noise;
     ``aims`` are further terms, ``views`` what is done to samples before the critic sees them, ``replay`` older samples
     that it sees again. ``spectral``: networks whose weights are divided by their largest singular value.
-    ``weights``: of the loss, for each player; 0 leaves it to the aims. UserError where the loss needs a Lipschitz
-    critic and nothing makes one.
+    ``weights``: of the loss, for each player; 0 leaves it to the aims. ``reference``: samples of the reference batch of
+    virtual batch norm, for a generator that has it. UserError where the loss needs a Lipschitz critic and nothing makes
+    one, and for parts that do not go together.
     """
 
     sampled = ("generator",)
@@ -85,12 +88,17 @@ class Adversarial(System):
         replay: Replay | None = None,
         spectral: Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
+        reference: int = 64,
         turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
         super().__init__(spec, players, turns, ema)
         if latent < 1:
             raise UserError(f"model.latent={latent}: at least 1")
+        if reference < 1:
+            raise UserError(f"model.reference={reference}: at least 1")
+        if replay is not None and (labels is not None or codes is not None):
+            raise UserError("model.replay: older samples would stand beside labels or codes that they were not made of")
         if loss.needs_lipschitz and not penalties and constraint is None and "critic" not in spectral:
             raise UserError(
                 "model.loss: this loss needs a Lipschitz critic, and neither model.penalties nor model.constraint "
@@ -104,17 +112,23 @@ class Adversarial(System):
         self.weights_of_loss = _weights_of_loss(weights)
         self.conditional = labels is not None
         self.class_counts: Tensor | None = None
-        self._build(net, labels, critic or Scoring(), spectral)
+        for view in self.views.values():
+            view.require(spec)
+        self._build(net, labels, critic or Scoring(), spectral, reference)
         named = [*self.aims.items(), *self.views.items(), ("replay", replay), ("loss", loss)]
         self.rules.update({name: part for name, part in named if isinstance(part, nn.Module)})
         self._kept: dict[int, Made] = {}
 
-    def _build(self, net: Architecture, labels: Labels | None, critic: MakesCritic, spectral: Sequence[str]) -> None:
+    def _build(
+        self, net: Architecture, labels: Labels | None, critic: MakesCritic, spectral: Sequence[str], reference: int
+    ) -> None:
         width = 0 if self.codes is None else self.codes.width
         inputs = self.latent + width
         self.nets["generator"] = (
             net.decoder(self.spec, inputs) if labels is None else labels.build_generator(self.spec, net, inputs)
         )
+        if virtual_layers(self.nets["generator"]):
+            self.nets["generator"] = Referenced(self.nets["generator"], *self._reference(reference))
         heads: dict[str, int] = {}
         for aim in self.aims.values():
             heads |= aim.heads(self.spec, width)
@@ -122,6 +136,8 @@ class Adversarial(System):
         if any(penalty.per_sample for penalty in self.penalties.values()):
             x = torch.randn(3, *self.spec.shape, generator=torch.Generator().manual_seed(0))
             refuse_mixing(self.nets["critic"], x, None if labels is None else torch.arange(3) % self.spec.classes)
+        if self.joint_batch:
+            _refuse_comparing(self.nets["critic"])
         for name in spectral:
             if name not in self.nets:
                 raise UserError(f"model.spectral: {name} is no network of a GAN; they are generator and critic")
@@ -150,7 +166,8 @@ class Adversarial(System):
                 _add(terms, penalty(critic, real, fake), f"model.penalties.{name}")
         self._aim("critic", terms, self._round(batch, made, real, fake, on_real, on_fake))
         for view in self.views.values():
-            view.learn(on_real)
+            for name, value in view.learn(on_real).items():
+                self.note(f"view/{name}", value)
         self._note_scores(on_real.score, on_fake.score)
         return terms
 
@@ -176,9 +193,8 @@ class Adversarial(System):
 
     def generate(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Made:
         """Samples [n C H W] in [-1, 1] (or [n D]) from new noise."""
-        z = prior_noise(self.prior, n, self.latent, self.device, generator)
-        codes = None if self.codes is None else self.codes.draw(n, self.device, generator)
-        return Made(self._from(z if codes is None else torch.cat([z, codes], dim=1), labels), labels, codes)
+        z, codes = self._noise(n, generator)
+        return Made(self._from(z, labels), labels, codes)
 
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         if self.conditional and labels is None:
@@ -195,6 +211,17 @@ class Adversarial(System):
         self.class_counts = counts
 
     # ----------------------------------------------------------------
+
+    def _noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the generator sees beside labels [n Z+A], and the codes in it."""
+        z = prior_noise(self.prior, n, self.latent, self.device, generator)
+        codes = None if self.codes is None else self.codes.draw(n, self.device, generator)
+        return (z if codes is None else torch.cat([z, codes], dim=1)), codes
+
+    def _reference(self, n: int) -> list[Tensor]:
+        """Inputs of a generator, chosen once; each class as often as another."""
+        z, _ = self._noise(n)
+        return [z, torch.arange(n) % self.spec.classes] if self.conditional else [z]
 
     def _from(self, z: Tensor, labels: Tensor | None) -> Tensor:
         made: Tensor = self.nets["generator"](z, labels) if self.conditional else self.nets["generator"](z)
@@ -269,6 +296,15 @@ def _add(terms: Terms, more: Terms, where: str) -> None:
         if name in terms:
             raise UserError(f"{where}: the player has a term '{name}' already; leave out one of the two")
         terms[name] = term
+
+
+def _refuse_comparing(critic: nn.Module) -> None:
+    for name, layer in critic.named_modules():
+        if getattr(layer, "compares_samples", False):
+            raise UserError(
+                f"model.joint_batch: the critic's layer '{name}' compares the samples of a batch, and real and "
+                "generated ones must not meet in it: set model.joint_batch=false"
+            )
 
 
 def _weights_of_loss(weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 from gentrain.errors import UserError
 from gentrain.game import Verdict
 from gentrain.nets.architecture import Architecture, Trunked
+from gentrain.nets.between import Between
 from gentrain.nets.conditioning import CriticLabels
 from gentrain.types import Spec
 
@@ -55,20 +57,30 @@ class Critic(nn.Module):
         return self.judge(x, labels).score
 
 
+@dataclass(frozen=True)
 class Scoring:
-    """The usual critic: one number on the features of the architecture's trunk."""
+    """The usual critic: one number on the features of the architecture's trunk. ``between``: layers between those and
+    the score alone; labels and further heads stand on the features themselves."""
+
+    between: Between | None = None
 
     def build(self, spec: Spec, net: Architecture, labels: CriticLabels | None, heads: Mapping[str, int]) -> nn.Module:
         if not isinstance(net, Trunked):
-            if labels is not None or heads:
-                raise UserError(f"model.net: {type(net).__name__} makes critics without labels or further heads only")
+            if labels is not None or heads or self.between is not None:
+                raise UserError(
+                    f"model.net: {type(net).__name__} makes critics without labels, further heads or "
+                    "model.critic.between only"
+                )
             return Critic(net.encoder(spec, 1), nn.Identity())
         planes = 0 if labels is None else labels.planes(spec)
         trunk, width = net.trunk(spec, planes)
         side = None if labels is None else labels.build(spec, width)
-        return Critic(
-            trunk, net.head(width, 1), side, {name: net.head(width, outputs) for name, outputs in heads.items()}
-        )
+        if self.between is None:
+            score = net.head(width, 1)
+        else:
+            layers, seen = self.between.build(width)
+            score = nn.Sequential(layers, net.head(seen, 1))
+        return Critic(trunk, score, side, {name: net.head(width, outputs) for name, outputs in heads.items()})
 
 
 def spectral_norm(net: nn.Module, eps: float = 1e-6) -> nn.Module:

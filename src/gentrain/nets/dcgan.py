@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import BASE, IMAGE_NORMS, Crop, Pad, choose, require_square_images, set_biases
+from gentrain.nets.layers import BASE, DECODER_NORMS, IMAGE_NORMS, Crop, Pad, choose, require_square_images, set_biases
 from gentrain.types import Spec
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -35,9 +35,9 @@ class DCGAN:
     Stage i of n = log2(canvas / 4), but at least ``depth``, counted from the pixels, has ``width * 2**i`` channels and
     at most ``8 * width``.
     ``upsample``: how the decoder doubles a side, by a ``transposed`` convolution or by ``nearest`` neighbours and a 3x3
-    convolution. ``decoder_norm``, ``critic_norm``: batch, instance, layer or none. ``depth``: stages at least.
-    ``init_std``: of all weights and of the gains around 1; None keeps PyTorch's initialisation (better for deep critics
-    without normalisation). UserError for other data or values.
+    convolution. ``decoder_norm``, ``critic_norm``: batch, instance, layer or none; virtual too for a generator.
+    ``depth``: stages at least. ``init_std``: of all weights and of the gains around 1; None keeps PyTorch's
+    initialisation (better for deep critics without normalisation). UserError for other data or values.
     """
 
     width: int = 64
@@ -49,7 +49,7 @@ class DCGAN:
     upsample: Literal["transposed", "nearest"] = "transposed"
 
     def __post_init__(self) -> None:
-        choose(IMAGE_NORMS, self.decoder_norm, "model.net.decoder_norm")
+        choose(DECODER_NORMS, self.decoder_norm, "model.net.decoder_norm")
         choose(IMAGE_NORMS, self.critic_norm, "model.net.critic_norm")
         choose({"transposed": 0, "nearest": 0}, self.upsample, "model.net.upsample")
         if self.width < 1:
@@ -64,7 +64,7 @@ class DCGAN:
     def decoder(self, spec: Spec, latent: int, *, channels: int | None = None, bounded: bool = True) -> nn.Module:
         """z [B Z] -> [B C' H W]; in [-1, 1] where ``bounded``."""
         widths = self._widths(spec)[::-1]  # from 4x4 to the pixels
-        norm = IMAGE_NORMS[self.decoder_norm]
+        norm = DECODER_NORMS[self.decoder_norm]
         bias = not norm(1)
         top = widths[0]
         layers: list[nn.Module] = [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gentrain.config import nearest
 from gentrain.errors import UserError
+from gentrain.nets.virtual import VirtualBatchNorm
 from gentrain.types import Spec
 
 T = TypeVar("T")
@@ -37,10 +38,19 @@ IMAGE_NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
     "none": lambda channels: [],
 }
 
+# What a generator may have besides: a critic has no reference batch.
+DECODER_NORMS: dict[str, Callable[[int], list[nn.Module]]] = IMAGE_NORMS | {
+    "virtual": lambda channels: [VirtualBatchNorm(channels)]
+}
+
 VECTOR_NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
     "batch": lambda width: [nn.BatchNorm1d(width)],
     "layer": lambda width: [nn.LayerNorm(width)],
     "none": lambda width: [],
+}
+
+VECTOR_DECODER_NORMS: dict[str, Callable[[int], list[nn.Module]]] = VECTOR_NORMS | {
+    "virtual": lambda width: [VirtualBatchNorm(width)]
 }
 
 INITS: dict[str, Callable[[Tensor], object]] = {

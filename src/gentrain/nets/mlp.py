@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import ACTIVATIONS, INITS, VECTOR_NORMS, choose, set_biases
+from gentrain.nets.layers import ACTIVATIONS, INITS, VECTOR_DECODER_NORMS, VECTOR_NORMS, choose, set_biases
 from gentrain.types import Spec
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -21,9 +21,9 @@ class MLP:
     """An ``Architecture`` for any data.
 
     ``hidden``: widths from the data to the code; the decoder takes them in reverse. ``activation``: a name of
-    ``layers.ACTIVATIONS``. ``norm``: batch, layer or none, behind every hidden layer; ``critic_norm``: the same for the
-    encoder alone, where it must differ. ``dropout``: probability behind every hidden activation. ``init``: a name of
-    ``layers.INITS``. UserError for other values.
+    ``layers.ACTIVATIONS``. ``norm``: batch, layer or none, behind every hidden layer; virtual too for a generator.
+    ``critic_norm``: the same for the encoder alone, where it must differ. ``dropout``: probability behind every hidden
+    activation. ``init``: a name of ``layers.INITS``. UserError for other values.
     """
 
     hidden: Sequence[int] = (512, 512)
@@ -35,7 +35,7 @@ class MLP:
 
     def __post_init__(self) -> None:
         choose(ACTIVATIONS, self.activation, "model.net.activation")
-        choose(VECTOR_NORMS, self.norm, "model.net.norm")
+        choose(VECTOR_DECODER_NORMS, self.norm, "model.net.norm")
         choose(VECTOR_NORMS, self._encoder_norm, "model.net.critic_norm")
         choose(INITS, self.init, "model.net.init")
         if any(width < 1 for width in self.hidden):
@@ -79,7 +79,8 @@ class MLP:
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             # A bias in front of batch normalisation would be taken out again with the mean.
-            layers += [nn.Linear(before, after, bias=norm != "batch"), *VECTOR_NORMS[norm](after)]
+            bias = norm not in ("batch", "virtual")
+            layers += [nn.Linear(before, after, bias=bias), *VECTOR_DECODER_NORMS[norm](after)]
             layers.append(ACTIVATIONS[self.activation]())
             if self.dropout > 0:
                 layers.append(nn.Dropout(self.dropout))

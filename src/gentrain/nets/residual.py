@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import ACTIVATIONS, BASE, IMAGE_NORMS, Crop, Pad, choose, require_square_images
+from gentrain.nets.layers import ACTIVATIONS, BASE, DECODER_NORMS, IMAGE_NORMS, Crop, Pad, choose, require_square_images
 from gentrain.types import Spec
 
 
@@ -24,7 +24,7 @@ class _Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, middle: int, norm: str, activation: str) -> None:
         super().__init__()
         bias = norm == "none"
-        make, act = IMAGE_NORMS[norm], ACTIVATIONS[activation]
+        make, act = DECODER_NORMS[norm], ACTIVATIONS[activation]
         self.before1 = nn.Sequential(*make(c_in), act())
         self.convolution1 = nn.Conv2d(c_in, middle, 3, padding=1, bias=bias)
         self.before2 = nn.Sequential(*make(middle), act())
@@ -74,8 +74,8 @@ class Residual:
 
     From ``width`` channels at the pixels, doubled with each halving of the side and at most ``8 * width``, to 4x4;
     sizes that are no power of two are worked on at the next one, as in DCGAN. ``blocks``: at each size, one of them
-    changing it. ``decoder_norm``, ``critic_norm``: batch, instance, layer or none; ``activation``: a name of
-    ``layers.ACTIVATIONS``. UserError for other data or values.
+    changing it. ``decoder_norm``, ``critic_norm``: batch, instance, layer or none, virtual too for a generator;
+    ``activation``: a name of ``layers.ACTIVATIONS``. UserError for other data or values.
     """
 
     width: int = 32
@@ -85,7 +85,7 @@ class Residual:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        choose(IMAGE_NORMS, self.decoder_norm, "model.net.decoder_norm")
+        choose(DECODER_NORMS, self.decoder_norm, "model.net.decoder_norm")
         choose(IMAGE_NORMS, self.critic_norm, "model.net.critic_norm")
         choose(ACTIVATIONS, self.activation, "model.net.activation")
         if self.width < 1:
@@ -104,7 +104,7 @@ class Residual:
         ]
         for wide, narrow in pairwise(widths):
             layers += [Up(wide, narrow, norm, act), *self._more(narrow, norm)]
-        layers += [*IMAGE_NORMS[norm](widths[-1]), ACTIVATIONS[act]()]
+        layers += [*DECODER_NORMS[norm](widths[-1]), ACTIVATIONS[act]()]
         layers.append(nn.Conv2d(widths[-1], channels or spec.channels, 3, padding=1))
         if spec.size != spec.canvas:
             layers.append(Crop(spec.size, spec.canvas))

@@ -164,12 +164,15 @@ class Dragan:
 
 
 def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the gradient penalty") -> None:
-    """UserError naming the first batch-norm layer of a network that a per-sample penalty is about to be used on."""
+    """UserError naming the first layer that mixes the samples of a batch, in a network that a per-sample penalty is
+    about to be used on: batch norm, and any whose ``mixes_samples`` is true."""
     for name, layer in net.named_modules():
-        if isinstance(layer, _BatchNorm):
+        normalises = isinstance(layer, _BatchNorm)
+        if normalises or getattr(layer, "mixes_samples", False):
+            remedy = "set model.net.critic_norm=none, layer or instance" if normalises else "leave model/critic out"
             raise UserError(
                 f"{what} layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
-                f"{penalty} is per sample: set model.net.critic_norm=none, layer or instance"
+                f"{penalty} is per sample: {remedy}"
             )
 
 
