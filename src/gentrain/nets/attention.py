@@ -2,9 +2,10 @@
 
 Paper: Zhang, Goodfellow, Metaxas, Odena 2019, "Self-Attention Generative Adversarial Networks", arXiv 1805.08318,
 section 3, eq. 1 to 3.
-Departs, as the authors' code and BigGAN's do: values of half the channels and a convolution back to all of them, keys and
-values halved in side by max-pooling (``pool=False`` keeps all places, as the text has it); no biases.
-Checked by: tests/test_attention.py (a plain loop over places, identity at the start, rows that sum to 1, second derivatives).
+Departs, as the authors' code and BigGAN's do: values of half the channels and a convolution back to all of them, keys
+and values halved in side by max-pooling (``pool=False`` keeps all places, as the text has it); no biases.
+Checked by: tests/test_attention.py (a plain loop over places, identity at the start, rows that sum to 1, second
+derivatives).
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = self._keyed(self.value(x))  # [B C/2 K]
-        attended = torch.bmm(values, self.attention(x).transpose(1, 2))  # [B C/2 Q]
+        attended = torch.bmm(values, self.attention_rows(x).transpose(1, 2))  # [B C/2 Q]
         back: Tensor = self.out(attended.unflatten(2, x.shape[2:]))
         return x + self.gamma * back
 
-    def attention(self, x: Tensor) -> Tensor:
+    def attention_rows(self, x: Tensor) -> Tensor:
         """[B Q K]: how much each place of x [B C H W] (Q = H W, row by row) takes from each key (K = Q, a quarter of it
         where keys are pooled). Each row is 0 or more and sums to 1."""
         queries = self.query(x).flatten(2).transpose(1, 2)  # [B Q C/8]

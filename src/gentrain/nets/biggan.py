@@ -7,8 +7,9 @@ as behind the two convolutions of a critic's block. The class embedding shared b
 ``model.labels.shared``.
 Skip-z: z is cut into equal chunks, one for the first layer and one for each block, where it stands beside the class
 vector; gain and bias of the block's normalisations are linear in both.
-Departs: without classes skip-z modulates by the chunks alone; per-class tables and skip-z together are one linear map of
-the one-hot label and the chunk (the authors have skip-z with the shared embedding only).
+Departs: without classes skip-z modulates by the chunks alone; per-class tables and skip-z together are one linear map
+of the one-hot label and the chunk (the authors have skip-z with the shared embedding only); the class embedding starts
+as N(0, 1).
 Checked by: tests/test_biggan.py (parameter counts against table 1 of the paper, the five switches one by one, chunks).
 """
 
@@ -117,7 +118,7 @@ def chunk_of(latent: int, chunks: int) -> int:
         below = max(latent // chunks, 1) * chunks
         near = f"{below} or {below + chunks}" if latent > chunks else f"{chunks}"
         raise UserError(
-            f"model.latent: skip-z cuts the {latent} numbers that enter the generator into {chunks} equal chunks, which "
-            f"does not come out even: {near}, or model.net.skip_z=false"
+            f"model.latent: skip-z cuts the {latent} numbers that enter the generator into {chunks} equal chunks, "
+            f"which does not come out even: {near}, or model.net.skip_z=false"
         )
     return latent // chunks

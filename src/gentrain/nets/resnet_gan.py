@@ -42,8 +42,8 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class Growing(Conditional):
-    """[B C H W] -> [B C' 2H 2W]: norm, ReLU, nearest neighbours, 3x3, norm, ReLU, 3x3, and a 1x1 around. c [B condition]
-    or None goes to normalisations that depend on one."""
+    """[B C H W] -> [B C' 2H 2W]: norm, ReLU, nearest neighbours, 3x3, norm, ReLU, 3x3, and a 1x1 around.
+    c [B condition] or None goes to normalisations that depend on one."""
 
     def __init__(self, c_in: int, c_out: int, norm: MakeNorm) -> None:
         super().__init__()
