@@ -18,8 +18,8 @@ from gentrain.engine.system import System
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.protocol import Report, evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
-from gentrain.evaluation.truncation import truncated
 from gentrain.evaluation.trial import Cost, Trial
+from gentrain.evaluation.truncation import truncated
 from gentrain.report import pictures
 from gentrain.types import CAPABILITIES, to_bytes
 
@@ -146,7 +146,8 @@ def score_system(
     truncation: float | None = None,
 ) -> Report:
     """Scores of one set of weights, of ``n`` samples and the likelihood of ``limit`` images (None: as the metrics say).
-    ``truncation``: of the latents that samples are drawn from (``evaluation.truncation``). The same system, seed and counts give the same numbers; training is not touched."""
+    ``truncation``: of the latents that samples are drawn from (``evaluation.truncation``). The same system, seed and
+    counts give the same numbers; training is not touched."""
 
     def some(count: int) -> Tensor:
         return draw(system, count, seed=seed, weights=weights, labels=labels)

@@ -1,8 +1,8 @@
 """Samples from a truncated prior, with the batch statistics that belong to them.
 
-Truncation trades diversity for fidelity (Brock et al. 2019, arXiv 1809.11096, section 3.1). Under another distribution of
-z the means and variances inside a generator are others than those that its batch norms kept in training: they are
-measured anew, over many batches ("standing statistics", section 3.1 and appendix).
+Truncation trades diversity for fidelity (Brock et al. 2019, arXiv 1809.11096, section 3.1). Under another distribution
+of z the means and variances inside a generator are others than those that its batch norms kept in training: they are
+measured anew, over many batches ("standing statistics").
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class Attends(Protocol):
     """A layer whose places look at each other."""
 
     def attention_rows(self, x: Tensor) -> Tensor:
-        """[B Q K]: how much each of the Q = H W places of its input x [B C H W], row by row, takes from each of K places
-        of a square map; rows sum to 1."""
+        """[B Q K]: how much each of the Q = H W places of its input x [B C H W], row by row, takes from each of the K
+        places of a square map; rows sum to 1."""
         ...
 
 
@@ -44,9 +44,12 @@ class Rows:
     rows: Tensor
 
 
-def attending(system: Any) -> list[tuple[str, nn.Module]]:
+def attending(system: Any) -> list[tuple[str, Any]]:
     """Layers that attend, with the names of their networks."""
-    return [(name, layer) for name, net in system.nets.items() for layer in net.modules() if isinstance(layer, Attends)]
+    layers: list[tuple[str, nn.Module]] = [
+        (name, layer) for name, net in system.nets.items() for layer in net.modules()
+    ]
+    return [(name, layer) for name, layer in layers if isinstance(layer, Attends)]
 
 
 def explore(study: Study, path: Path, *, show: int) -> Found:
@@ -61,12 +64,14 @@ def explore(study: Study, path: Path, *, show: int) -> Found:
         blocks.append(("", strip_block(rows, heads if place == 0 else None)))
         layers.append(_facts(one))
     stack(blocks, path)
-    lines = [f"{show} samples, {len(found)} layers"]
-    for facts in layers:
-        lines.append(
-            f"  {facts['network']:<10} {facts['queries']} places look at {facts['keys']}, entropy {facts['entropy']:.3f} of "
-            f"{facts['entropy_of_uniform']:.3f} nats, gamma {facts['gamma']:.4g}"
-        )
+    lines = [
+        f"{show} samples, {len(found)} layers",
+        *(
+            f"  {of['network']:<10} {of['queries']} places look at {of['keys']}, entropy {of['entropy']:.3f} of "
+            f"{of['entropy_of_uniform']:.3f} nats, gamma {of['gamma']:.4g}"
+            for of in layers
+        ),
+    ]
     return Found({"protocol": {"samples": show, "places": PLACES}, "layers": layers}, lines)
 
 
@@ -85,7 +90,7 @@ def watched(study: Study, n: int) -> tuple[Tensor, list[Rows]]:
 
 
 @contextmanager
-def _watching(layers: list[tuple[str, nn.Module]]) -> Iterator[list[Rows]]:
+def _watching(layers: list[tuple[str, Any]]) -> Iterator[list[Rows]]:
     seen: list[Rows] = []
 
     def note(name: str, layer: Any) -> Any:

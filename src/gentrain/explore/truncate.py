@@ -20,41 +20,47 @@ from gentrain.report.charts import curves
 from gentrain.report.strips import stack, strip_block
 from gentrain.types import to_bytes
 
-WHOLE = "whole"
-"""Name of the prior that nothing is cut from."""
+WHOLE, WIDE = "whole", 12.0
+"""Name of the prior that nothing is cut from, and the bound that stands for it: of 1e32 numbers one lies beyond it."""
+PANELS = ("fd", "precision", "recall")
+"""Scores that are drawn, by the beginning of their keys."""
 
 
 def explore(study: Study, path: Path, *, at: tuple[float, ...], n: int, passes: int, show: int) -> Found:
-    """``at``: bounds of each number of the latent; the whole prior is added. ``n``: samples at each, and at most as many
-    test images. ``passes``: batches that batch norms' statistics are measured over at each bound, 0 for those of
-    training. ``show``: samples in the picture, of the same quantiles of the prior at each bound."""
+    """``at``: bounds of each number of the latent; the whole prior is added. ``n``: samples at each, and at most as
+    many test images. ``passes``: batches that batch norms' statistics are measured over at each bound; beside them
+    the scores under the statistics of training, and with 0 those alone. ``show``: samples in the picture, of the same
+    quantiles of the prior at each bound."""
     study.require_images("truncate")
-    metrics = _metrics(study, n)
-    cache = FeatureCache.on_disk()
-    scores: dict[str, dict[str, float]] = {}
-    rows: list[tuple[str, Tensor]] = []
-    for bound in [*sorted(at), None]:
-        name = WHOLE if bound is None else f"{bound:g}"
-        with truncated(study.system, bound, passes=passes, seed=study.seed):
-            x = _drawn(study, n)
-            subject = Subject(
-                study.data, study.system, lambda _, x=x: x, n=n, seed=study.seed, device=study.device, cache=cache  # type: ignore[misc]
-            )  # fmt: skip
-            scores[name] = {key: value for metric in metrics for key, value in metric.measure(subject).items()}
-        rows.append((name, x[:show]))
-    panels: dict[str, dict[str, list[float]]] = {}
-    for key in next(iter(scores.values())):
-        title = _panel(key)
-        if title:
-            panels.setdefault(title, {})[key] = [found[key] for found in scores.values()]
-    chart = curves(panels, list(scores), across="bound of each number of the latent")
-    # Each row is centred under words at its left, and as wide as the chart or narrower.
-    stack([("", chart), (f"the first {show} samples at each bound", strip_block(rows))], path)
+    metrics, cache = _metrics(study, n), FeatureCache.on_disk()
+    bounds = [*sorted(at), WIDE]
+    names = [*(f"{bound:g}" for bound in bounds[:-1]), WHOLE]
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    blocks = []
+    for kind, count in {"standing": passes, "training": 0}.items():
+        if kind == "standing" and not passes:
+            continue
+        rows: list[tuple[str, Tensor]] = []
+        scores[kind] = {}
+        for name, bound in zip(names, bounds, strict=True):
+            with truncated(study.system, bound, passes=count, seed=study.seed):
+                x = _drawn(study, n)
+            subject = _subject(study, x, cache)
+            scores[kind][name] = {key: value for metric in metrics for key, value in metric.measure(subject).items()}
+            rows.append((name, x[:show]))
+        blocks.append((f"samples at each bound, {kind} statistics", strip_block(rows)))
+    keys = [key for start in PANELS for key in scores["training"][WHOLE] if key.split("_")[0] == start]
+    panels = {key: {kind: [one[key] for one in found.values()] for kind, found in scores.items()} for key in keys}
+    stack([("", curves(panels, names, across="bound of each number of the latent")), *blocks], path)
     result: dict[str, Any] = {
         "protocol": {"samples": n, "split": "test", "passes": passes, "extractors": subject.used_extractors},
         "scores": scores,
     }
-    return Found(result, _lines(scores, n))
+    return Found(result, _lines(scores, keys, n))
+
+
+def _subject(study: Study, x: Tensor, cache: FeatureCache) -> Subject:
+    return Subject(study.data, study.system, lambda _: x, n=len(x), seed=study.seed, device=study.device, cache=cache)
 
 
 def _metrics(study: Study, n: int) -> tuple[Distances, Manifold]:
@@ -79,23 +85,9 @@ def _drawn(study: Study, n: int) -> Tensor:
     return to_bytes(torch.cat(parts))
 
 
-def _panel(key: str) -> str | None:
-    """Where a score is drawn."""
-    for start, title in (
-        ("precision", "samples where real images lie"),
-        ("recall", "real images that samples reach"),
-        ("coverage", "real images that samples reach"),
-        ("density", "samples where real images lie"),
-        ("fd_", "Fréchet distance"),
-    ):
-        if key.startswith(start):
-            return title
-    return None
-
-
-def _lines(scores: dict[str, dict[str, float]], n: int) -> list[str]:
-    keys = [key for key in next(iter(scores.values())) if _panel(key)]
-    lines = [f"{n} samples at each bound", "  " + " ".join(f"{key:>18}" for key in ["bound", *keys])]
-    for name, found in scores.items():
-        lines.append("  " + " ".join([f"{name:>18}", *(f"{found[key]:>18.4f}" for key in keys)]))
+def _lines(scores: dict[str, dict[str, dict[str, float]]], keys: list[str], n: int) -> list[str]:
+    lines = [f"{n} samples at each bound"]
+    for kind, by_bound in scores.items():
+        lines.append(f"  {kind + ' statistics':<20}" + "".join(f"{key:>18}" for key in keys))
+        lines += [f"  {name:<20}" + "".join(f"{found[key]:>18.4f}" for key in keys) for name, found in by_bound.items()]
     return lines

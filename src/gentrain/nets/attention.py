@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = self._keyed(self.value(x))  # [B C/2 K]
         attended = torch.bmm(values, self.attention_rows(x).transpose(1, 2))  # [B C/2 Q]
-        back: Tensor = self.out(attended.unflatten(2, x.shape[2:]))
+        back: Tensor = self.out(attended.view(*attended.shape[:2], *x.shape[2:]))
         return x + self.gamma * back
 
     def attention_rows(self, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Hierarchical(nn.Module):
         self.chunk = chunk
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        chunks = iter(z.split(self.chunk, dim=1))
+        chunks = iter(torch.split(z, self.chunk, dim=1))
         x: Tensor = self.first(next(chunks))
         for block in self.blocks:
             if isinstance(block, Conditional):

@@ -54,7 +54,7 @@ class Growing(Conditional):
         self.around = nn.Conv2d(c_in, c_out, 1, bias=bias)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = F.interpolate(F.relu(self.norm1(x, c)), scale_factor=2, mode="nearest")
+        h: Tensor = F.interpolate(F.relu(self.norm1(x, c)), scale_factor=2, mode="nearest")
         h = self.convolution2(F.relu(self.norm2(self.convolution1(h), c)))
         # The 1x1 first: the same values, for a quarter of the work.
         around: Tensor = F.interpolate(self.around(x), scale_factor=2, mode="nearest")
@@ -77,7 +77,7 @@ class Shrinking(nn.Module):
         self.around = nn.Conv2d(c_in, c_out, 1) if halve or c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.convolution2(F.relu(self.convolution1(x if self.first else F.relu(x))))
+        h: Tensor = self.convolution2(F.relu(self.convolution1(x if self.first else F.relu(x))))
         if self.halve:  # means first, the 1x1 behind: the same values, for a quarter of the work
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         around: Tensor = self.around(x)

@@ -57,7 +57,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], ticks: Sequence[
                 axes.plot(range(len(ticks)), list(values), label=name, marker="o", ms=4, linewidth=1.4)
             axes.set_xticks(range(len(ticks)), list(ticks))
             axes.set_title(title, fontsize="medium", loc="left")
-            axes.set(xlabel=across, ylim=(0.0, None))
+            axes.set(xlabel=across, ylim=(0.0, 1.1 * max(max(values) for values in lines.values()) or 1.0))
             axes.grid(alpha=0.25)
             axes.legend(fontsize="small")
 
