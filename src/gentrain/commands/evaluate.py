@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gentrain.commands.words import Words, options, place, whole_number, yes
+from gentrain.commands.words import Words, above_zero, options, place, whole_number, yes
 from gentrain.config import Node, nearest
 from gentrain.errors import OK, UserError, one_line
 from gentrain.folder import RunFolder
@@ -33,6 +33,7 @@ KEYS = {
     "device": "auto",
     "trust": "false",
     "out": "",
+    "truncation": "",
 }
 PICTURE_KEYS = {
     "samples": None,
@@ -129,6 +130,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     """Scores, protocol and seconds of one checkpoint, under the stored metrics or those that ``words`` choose."""
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
+    truncation = above_zero(given["truncation"], "truncation")
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
@@ -163,7 +165,9 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     promised(scoring.all, system, data)
     kind = given["weights"] if system.average is not None else "raw"
     cache = FeatureCache.on_disk()
-    report = score_system(system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=cache)
+    report = score_system(
+        system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=cache, truncation=truncation
+    )
     return {
         "run": str(folder.path),
         "checkpoint": given["checkpoint"],

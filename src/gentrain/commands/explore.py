@@ -113,6 +113,13 @@ TOOLS = {
         image=("none", _text), dims=("10", _count(1)), order=("activity", _one_of("activity", "index")),
         steps=("9", _count(3)), reach=("3", _above_zero), n=("2000", _count(2)),
     ),
+    "truncate": _tool(
+        "fidelity against diversity as the latents are kept nearer to 0", "sample truncation",
+        at=("0.1,0.3,0.5,0.7,1,1.5,2", _reals), n=("2000", _count(2)), passes=("16", _count(0)), show=("12", _count(1)),
+    ),
+    "attention": _tool(
+        "what a place of a feature map looks at, generator and critic", "sample attention", show=("4", _count(1)),
+    ),
 }  # fmt: skip
 
 COMMON = {
@@ -170,7 +177,7 @@ def _explored(
     config = folder.config()
     check_config(config, trusted=trusted)
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
-    _refuse(word, tool, folder, system, frozenset(name for name in CAPABILITIES if can(system, name)))
+    _refuse(word, tool, folder, system, frozenset(name for name in CAPABILITIES if can(system, name)) | _more(system))
     data = build(config["data"], trusted=trusted, where="data")
     if folder.card().get("data", {}).get("fingerprint") != data.fingerprint:
         raise UserError(f"run={folder.path}: the data are no longer those it was trained on (fingerprint differs)")
@@ -204,13 +211,24 @@ def _of_labels(seen: Mapping[str, int] | None) -> list[str]:
     return [f"the model was trained with labels: {each} of each of {len(seen)} classes"]
 
 
+def _more(system: System) -> set[str]:
+    """What tools here ask of a system beside its capabilities."""
+    from gentrain.evaluation.truncation import Truncates
+    from gentrain.explore.attention import attending
+
+    has = {"truncation": isinstance(system, Truncates), "attention": bool(attending(system))}
+    return {name for name, there in has.items() if there}
+
+
 def _refuse(word: str, tool: Tool, folder: RunFolder, system: System, can: frozenset[str]) -> None:
     """UserError where the run cannot do what the tool needs."""
     if tool.fits(can):
         return
     needs = ", or ".join(" and ".join(sorted(needed)) for needed in tool.needs)
     others = [name for name, other in TOOLS.items() if other.fits(can)]
-    why = "it draws samples, but nothing leads from an image to its code; " if {"sample"} == can else ""
+    why = ""
+    if not any("attention" in needed for needed in tool.needs) and "sample" in can and "encode" not in can:
+        why = "it draws samples, but nothing leads from an image to its code; "
     raise UserError(
         f"explore {word} run={folder.path}: it needs {needs}, which {type(system).__name__} cannot do: {why}"
         f"tools for this run: {', '.join(others) or 'none (gentrain sample draws from it)'}"

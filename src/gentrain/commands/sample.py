@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gentrain.commands.words import options, whole_number, yes
+from gentrain.commands.words import above_zero, options, whole_number, yes
 from gentrain.errors import OK, UserError
 from gentrain.folder import RunFolder
 
@@ -19,6 +19,7 @@ KEYS = {
     "seed": "0",
     "out": "",
     "files": "true",
+    "truncation": "",
     "device": "auto",
     "trust": "false",
 }
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     given = options(arguments, KEYS, "sample")
     folder = RunFolder.open(Path(given["run"]))
     n, seed = whole_number(given["n"], "n", least=1), whole_number(given["seed"], "seed")
+    truncation = above_zero(given["truncation"], "truncation")
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
@@ -43,8 +45,9 @@ def run(arguments: Sequence[str]) -> int:
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
-    drawn = draw(system, n, seed=seed, weights=given["weights"])
-    out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}"
+    drawn = draw(system, n, seed=seed, weights=given["weights"], truncation=truncation)
+    cut = "" if truncation is None else f"-truncated-{truncation:g}"
+    out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}{cut}"
     out.mkdir(parents=True, exist_ok=True)
     if not system.spec.is_image:
         data = build(folder.config()["data"], trusted=trusted, where="data")

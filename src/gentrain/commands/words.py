@@ -107,6 +107,19 @@ def whole_number(text: str, key: str, *, least: int = 0) -> int:
     return number
 
 
+def above_zero(text: str, key: str) -> float | None:
+    """A number above 0, None where nothing was said, or a UserError."""
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise UserError(f"{key}={text}: a number is needed") from None
+    if not 0 < number < 1e6:
+        raise UserError(f"{key}={text}: above 0, and below a million")
+    return number
+
+
 def yes(text: str, key: str) -> bool:
     """A true/false option, or a UserError."""
     if text.lower() not in ("true", "false"):

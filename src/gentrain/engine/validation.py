@@ -19,6 +19,7 @@ from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.protocol import Report, evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.evaluation.trial import Cost, Trial
+from gentrain.evaluation.truncation import truncated
 from gentrain.report import pictures
 from gentrain.types import CAPABILITIES, to_bytes
 
@@ -155,9 +156,11 @@ def score_system(
     weights: str,
     limit: int | None = None,
     cache: FeatureCache | None = None,
+    truncation: float | None = None,
 ) -> Report:
     """Scores of one set of weights, of ``n`` samples and the likelihood of ``limit`` images (None: as the metrics say).
-    The same system, seed and counts give the same numbers; training is not touched."""
+    ``truncation``: of the latents that samples are drawn from (``evaluation.truncation``). The same system, seed and
+    counts give the same numbers; training is not touched."""
 
     def some(count: int) -> Tensor:
         return draw(system, count, seed=seed, weights=weights, labels=labels)
@@ -175,7 +178,7 @@ def score_system(
         limit=limit,
         cache=cache,
     )
-    with at_rest(system, weights):
+    with at_rest(system, weights), truncated(system, truncation, seed=seed):
         return evaluate(metrics, subject, weights)
 
 

@@ -24,13 +24,24 @@ from gentrain.nets.virtual import Referenced, virtual_layers
 from gentrain.objectives.adversarial import AdversarialLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_mixing
+from gentrain.objectives.priors import truncated_normal
 from gentrain.types import Images, Spec, Terms
 
 Prior = Literal["normal", "uniform", "sphere"]
 
 
-def prior_noise(prior: Prior, n: int, latent: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """[n Z] from N(0, I), from U(-1, 1), or from the sphere of radius sqrt(Z), where N(0, I) has most of its mass."""
+def prior_noise(
+    prior: Prior,
+    n: int,
+    latent: int,
+    device: torch.device,
+    generator: torch.Generator | None,
+    truncation: float | None = None,
+) -> Tensor:
+    """[n Z] from N(0, I), within +-``truncation`` if there is one, from the sphere of radius sqrt(Z), where N(0, I) has
+    most of its mass, or from U(-1, 1)."""
+    if truncation is not None:
+        return truncated_normal(n, latent, truncation, device, generator)
     if prior in ("normal", "sphere"):
         z = torch.randn(n, latent, device=device, generator=generator)
         return z if prior == "normal" else z * (latent**0.5 / z.norm(dim=1, keepdim=True))
@@ -107,6 +118,7 @@ class Adversarial(System):
             )
         self.loss, self.latent, self.constraint = loss, latent, constraint
         self.prior: Prior = prior
+        self.truncation: float | None = None
         self.penalties, self.aims, self.views = dict(penalties or {}), dict(aims or {}), dict(views or {})
         self.fresh_noise, self.joint_batch, self.replay, self.codes = fresh_noise, joint_batch, replay, codes
         self.weights_of_loss = _weights_of_loss(weights)
@@ -201,6 +213,17 @@ class Adversarial(System):
             labels = self.draw_labels(n, generator)
         return self.generate(n, labels if self.conditional else None, generator).x
 
+    def truncate(self, at: float | None) -> None:
+        """From now on each number of the noise lies in [-at, at]; None: the whole prior. For samples, not for training.
+        UserError for noise without tails, and for a bound of 0 or less."""
+        if at is not None and self.prior != "normal":
+            raise UserError(
+                f"truncation={at:g}: model.prior={self.prior} has no tails to cut off; it is for normal noise"
+            )
+        if at is not None and not at > 0:
+            raise UserError(f"truncation={at:g}: above 0")
+        self.truncation = at
+
     def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """int64 [n], each class as often as in the training split."""
         if self.class_counts is None:
@@ -214,7 +237,7 @@ class Adversarial(System):
 
     def _noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """What the generator sees beside labels [n Z+A], and the codes in it."""
-        z = prior_noise(self.prior, n, self.latent, self.device, generator)
+        z = prior_noise(self.prior, n, self.latent, self.device, generator, self.truncation)
         codes = None if self.codes is None else self.codes.draw(n, self.device, generator)
         return (z if codes is None else torch.cat([z, codes], dim=1)), codes
 

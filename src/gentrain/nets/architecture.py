@@ -53,7 +53,8 @@ class Trunked(Architecture, Protocol):
 class Modulated(Architecture, Protocol):
     """An architecture whose generator's normalisation can depend on a condition."""
 
-    def modulated_decoder(self, spec: Spec, latent: int, condition: int) -> nn.Module:
-        """(z [B Z], c [B condition]) -> samples in [-1, 1] [B C H W]; c is the one-hot label or an embedding, and gain
-        and bias of each normalisation are a linear function of it."""
+    def modulated_decoder(self, spec: Spec, latent: int, condition: int, *, one_hot: bool) -> nn.Module:
+        """(z [B Z], c [B condition]) -> samples in [-1, 1] [B C H W]; c is the one-hot label (``one_hot``: gain 1 and
+        bias 0 for each class at the start) or an embedding, and gain and bias of each normalisation are a linear
+        function of it. UserError where the network is set to have no batch norm."""
         ...

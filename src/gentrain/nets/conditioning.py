@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gentrain.errors import UserError
 from gentrain.nets.architecture import Architecture, Modulated
 from gentrain.nets.layers import choose
+from gentrain.nets.modulation import ClassVectors
 from gentrain.types import Spec
 
 
@@ -62,11 +63,12 @@ class Labels:
                     f"model.labels.generator=batch_norm: {type(net).__name__} cannot modulate its normalisation; "
                     "choose concat or embedding"
                 )
-            vector = nn.Embedding(classes, self.width) if self.shared else OneHot(classes)
+            vector = ClassVectors(classes, self.width) if self.shared else OneHot(classes)
             width = self.width if self.shared else classes
-            return LabelledGenerator(net.modulated_decoder(spec, latent, width), vector, beside=False)
+            body = net.modulated_decoder(spec, latent, width, one_hot=not self.shared)
+            return LabelledGenerator(body, vector, beside=False)
         embedded = self.generator == "embedding"
-        vector = nn.Embedding(classes, self.width) if embedded else OneHot(classes)
+        vector = ClassVectors(classes, self.width) if embedded else OneHot(classes)
         width = self.width if embedded else classes
         return LabelledGenerator(net.decoder(spec, latent + width), vector, beside=True)
 

@@ -22,7 +22,18 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import BASE, DECODER_NORMS, IMAGE_NORMS, Crop, Pad, choose, require_square_images, set_biases
+from gentrain.nets.layers import (
+    BASE,
+    DECODER_NORMS,
+    IMAGE_NORMS,
+    Crop,
+    Pad,
+    choose,
+    require_batch_norm,
+    require_square_images,
+    set_biases,
+)
+from gentrain.nets.modulation import ConditionalSequential, MakeNorm, modulated
 from gentrain.types import Spec
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -63,8 +74,19 @@ class DCGAN:
 
     def decoder(self, spec: Spec, latent: int, *, channels: int | None = None, bounded: bool = True) -> nn.Module:
         """z [B Z] -> [B C' H W]; in [-1, 1] where ``bounded``."""
-        widths = self._widths(spec)[::-1]  # from 4x4 to the pixels
         norm = DECODER_NORMS[self.decoder_norm]
+        return self._initialised(nn.Sequential(*self._decoder_layers(spec, latent, channels, bounded, norm)))
+
+    def modulated_decoder(self, spec: Spec, latent: int, condition: int, *, one_hot: bool) -> nn.Module:
+        """(z [B Z], c [B condition]) -> [B C H W] in [-1, 1]; all of the decoder's batch norms depend on c."""
+        require_batch_norm(self.decoder_norm)
+        norm = modulated(condition, one_hot=one_hot)
+        return self._initialised(ConditionalSequential(*self._decoder_layers(spec, latent, None, True, norm)))
+
+    def _decoder_layers(
+        self, spec: Spec, latent: int, channels: int | None, bounded: bool, norm: MakeNorm
+    ) -> list[nn.Module]:
+        widths = self._widths(spec)[::-1]  # from 4x4 to the pixels
         bias = not norm(1)
         top = widths[0]
         layers: list[nn.Module] = [
@@ -82,7 +104,7 @@ class DCGAN:
             layers.append(Crop(spec.size, spec.canvas))
         if bounded:
             layers.append(nn.Tanh())
-        return self._initialised(nn.Sequential(*layers))
+        return layers
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""

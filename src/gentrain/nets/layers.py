@@ -57,6 +57,7 @@ INITS: dict[str, Callable[[Tensor], object]] = {
     "default": lambda weight: weight,
     "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
     "normal": partial(nn.init.normal_, std=0.02),
+    "orthogonal": nn.init.orthogonal_,
     "xavier": nn.init.xavier_uniform_,
 }
 """Rules for weight matrices; "default" keeps PyTorch's. All but it set biases to 0."""
@@ -122,6 +123,15 @@ class Crop(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}"
+
+
+def require_batch_norm(norm: str) -> None:
+    """UserError where a generator that a class is to modulate has no batch norm."""
+    if norm != "batch":
+        raise UserError(
+            f"model.net.decoder_norm={norm}: model.labels.generator=batch_norm modulates batch norm: set it to batch, "
+            "or choose concat or embedding"
+        )
 
 
 def set_biases(module: nn.Module, value: float = 0.0) -> None:

@@ -14,43 +14,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import ACTIVATIONS, BASE, DECODER_NORMS, IMAGE_NORMS, Crop, Pad, choose, require_square_images
+from gentrain.nets.layers import (
+    ACTIVATIONS,
+    BASE,
+    DECODER_NORMS,
+    IMAGE_NORMS,
+    Crop,
+    Pad,
+    choose,
+    require_batch_norm,
+    require_square_images,
+)
+from gentrain.nets.modulation import Conditional, ConditionalSequential, MakeNorm, modulated
 from gentrain.types import Spec
 
 
-class _Block(nn.Module):
-    """[B C H W] to [B C' H' W']. No bias where a normalisation behind it, or on the way ahead, would take it out."""
+class _Block(Conditional):
+    """[B C H W] to [B C' H' W']; c [B condition] goes to normalisations that depend on one. No bias where a
+    normalisation behind it, or on the way ahead, would take it out."""
 
-    def __init__(self, c_in: int, c_out: int, middle: int, norm: str, activation: str) -> None:
+    def __init__(self, c_in: int, c_out: int, middle: int, norm: MakeNorm, activation: str) -> None:
         super().__init__()
-        bias = norm == "none"
-        make, act = DECODER_NORMS[norm], ACTIVATIONS[activation]
-        self.before1 = nn.Sequential(*make(c_in), act())
+        bias, act = not norm(1), ACTIVATIONS[activation]
+        self.before1 = ConditionalSequential(*norm(c_in), act())
         self.convolution1 = nn.Conv2d(c_in, middle, 3, padding=1, bias=bias)
-        self.before2 = nn.Sequential(*make(middle), act())
+        self.before2 = ConditionalSequential(*norm(middle), act())
         self.convolution2 = nn.Conv2d(middle, c_out, 3, padding=1, bias=bias)
 
 
 class Stay(_Block):
     """A block that keeps size and channels; nothing is done on the way around."""
 
-    def __init__(self, c_in: int, c_out: int, norm: str, activation: str) -> None:
+    def __init__(self, c_in: int, c_out: int, norm: MakeNorm, activation: str) -> None:
         super().__init__(c_in, c_out, c_out, norm, activation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.convolution2(self.before2(self.convolution1(self.before1(x))))
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h: Tensor = self.convolution2(self.before2(self.convolution1(self.before1(x, c)), c))
         return x + h
 
 
 class Down(_Block):
     """A block that halves the side."""
 
-    def __init__(self, c_in: int, c_out: int, norm: str, activation: str) -> None:
+    def __init__(self, c_in: int, c_out: int, norm: MakeNorm, activation: str) -> None:
         super().__init__(c_in, c_out, c_in, norm, activation)
-        self.around = nn.Conv2d(c_in, c_out, 1, bias=norm == "none")
+        self.around = nn.Conv2d(c_in, c_out, 1, bias=not norm(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.convolution2(self.before2(self.convolution1(self.before1(x))))
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.convolution2(self.before2(self.convolution1(self.before1(x, c)), c))
         around: Tensor = self.around(F.avg_pool2d(x, 2))  # pooled first: the same values for a quarter of the work
         return around + F.avg_pool2d(h, 2)
 
@@ -58,13 +69,13 @@ class Down(_Block):
 class Up(_Block):
     """A block that doubles the side."""
 
-    def __init__(self, c_in: int, c_out: int, norm: str, activation: str) -> None:
+    def __init__(self, c_in: int, c_out: int, norm: MakeNorm, activation: str) -> None:
         super().__init__(c_in, c_out, c_out, norm, activation)
-        self.around = nn.Conv2d(c_in, c_out, 1, bias=norm == "none")
+        self.around = nn.Conv2d(c_in, c_out, 1, bias=not norm(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        grown = self.convolution1(F.interpolate(self.before1(x), scale_factor=2, mode="nearest"))
-        h: Tensor = self.convolution2(self.before2(grown))
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        grown = self.convolution1(F.interpolate(self.before1(x, c), scale_factor=2, mode="nearest"))
+        h: Tensor = self.convolution2(self.before2(grown, c))
         return h + F.interpolate(self.around(x), scale_factor=2, mode="nearest")
 
 
@@ -95,22 +106,32 @@ class Residual:
 
     def decoder(self, spec: Spec, latent: int, *, channels: int | None = None, bounded: bool = True) -> nn.Module:
         """z [B Z] -> [B C' H W]; in [-1, 1] where ``bounded``."""
+        return nn.Sequential(*self._decoder_layers(spec, latent, channels, bounded, DECODER_NORMS[self.decoder_norm]))
+
+    def modulated_decoder(self, spec: Spec, latent: int, condition: int, *, one_hot: bool) -> nn.Module:
+        """(z [B Z], c [B condition]) -> [B C H W] in [-1, 1]; all of the decoder's batch norms depend on c."""
+        require_batch_norm(self.decoder_norm)
+        norm = modulated(condition, one_hot=one_hot)
+        return ConditionalSequential(*self._decoder_layers(spec, latent, None, True, norm))
+
+    def _decoder_layers(
+        self, spec: Spec, latent: int, channels: int | None, bounded: bool, norm: MakeNorm
+    ) -> list[nn.Module]:
         widths = self._widths(spec)[::-1]  # from 4x4 to the pixels
-        norm, act = self.decoder_norm, self.activation
-        top = widths[0]
+        act, top = self.activation, widths[0]
         layers: list[nn.Module] = [
-            nn.Linear(latent, top * BASE * BASE, bias=norm == "none"),
+            nn.Linear(latent, top * BASE * BASE, bias=not norm(1)),
             nn.Unflatten(1, (top, BASE, BASE)),
         ]
         for wide, narrow in pairwise(widths):
             layers += [Up(wide, narrow, norm, act), *self._more(narrow, norm)]
-        layers += [*DECODER_NORMS[norm](widths[-1]), ACTIVATIONS[act]()]
+        layers += [*norm(widths[-1]), ACTIVATIONS[act]()]
         layers.append(nn.Conv2d(widths[-1], channels or spec.channels, 3, padding=1))
         if spec.size != spec.canvas:
             layers.append(Crop(spec.size, spec.canvas))
         if bounded:
             layers.append(nn.Tanh())
-        return nn.Sequential(*layers)
+        return layers
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""
@@ -120,12 +141,12 @@ class Residual:
     def trunk(self, spec: Spec, more: int = 0) -> tuple[nn.Sequential, int]:
         """x [B C+more H W] -> [B F], the last feature map as a vector; and F."""
         widths = self._widths(spec)
-        norm, act = self.critic_norm, self.activation
+        norm, act = IMAGE_NORMS[self.critic_norm], self.activation
         layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
-        layers.append(nn.Conv2d(spec.channels + more, widths[0], 3, padding=1, bias=norm == "none"))
+        layers.append(nn.Conv2d(spec.channels + more, widths[0], 3, padding=1, bias=not norm(1)))
         for narrow, wide in pairwise(widths):
             layers += [Down(narrow, wide, norm, act), *self._more(wide, norm)]
-        layers += [*IMAGE_NORMS[norm](widths[-1]), ACTIVATIONS[act]()]
+        layers += [*norm(widths[-1]), ACTIVATIONS[act]()]
         layers.append(nn.Flatten())
         return nn.Sequential(*layers), widths[-1] * BASE * BASE
 
@@ -133,7 +154,7 @@ class Residual:
         """[B inputs] -> [B outputs]."""
         return nn.Linear(inputs, outputs)
 
-    def _more(self, channels: int, norm: str) -> list[nn.Module]:
+    def _more(self, channels: int, norm: MakeNorm) -> list[nn.Module]:
         """The blocks of a size beyond that which led to it."""
         return [Stay(channels, channels, norm, self.activation) for _ in range(self.blocks - 1)]
 

@@ -12,6 +12,20 @@ from torch import Tensor
 from gentrain.errors import UserError
 
 
+def truncated_normal(n: int, latent: int, at: float, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """[n Z] from N(0, 1) given that each number lies in [-at, at]: what is left when numbers outside are drawn again
+    until none is (Brock et al. 2019, arXiv 1809.11096, section 3.1), and not clipped, which would pile them up at the
+    edges.
+
+    By the inverse of the distribution function, which is the same in law and takes one pass: at a bound of 0.02 of 60
+    draws 59 would be drawn again, and again. For one generator z grows with ``at``, number by number.
+    """
+    # float64: at a bound of 6 the probability of lying inside is 1 in float32.
+    share = torch.rand(n, latent, device=device, generator=generator, dtype=torch.float64).mul_(2.0).sub_(1.0)
+    z = torch.erfinv(share * math.erf(at / math.sqrt(2.0))).mul_(math.sqrt(2.0))
+    return z.clamp_(-at, at).float()  # rounding alone
+
+
 class Prior(Protocol):
     """p(z), known by draws."""
 

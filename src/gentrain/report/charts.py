@@ -47,6 +47,23 @@ def errorbars(
     return write_atomically(path, _png(draw, (5.2 * len(panels), 4.0)))
 
 
+def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], ticks: Sequence[str], *, across: str) -> Image.Image:
+    """One panel per title; in each a curve per name over equally spaced ``ticks``. An RGB image."""
+
+    def draw(figure: Any) -> None:
+        for place, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(1, len(panels), place + 1)
+            for name, values in lines.items():
+                axes.plot(range(len(ticks)), list(values), label=name, marker="o", ms=4, linewidth=1.4)
+            axes.set_xticks(range(len(ticks)), list(ticks))
+            axes.set_title(title, fontsize="medium", loc="left")
+            axes.set(xlabel=across, ylim=(0.0, 1.1 * max(max(values) for values in lines.values()) or 1.0))
+            axes.grid(alpha=0.25)
+            axes.legend(fontsize="small")
+
+    return Image.open(io.BytesIO(_png(draw, (4.4 * len(panels), 3.6)))).convert("RGB")
+
+
 def bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], *, up: str) -> Image.Image:
     """For each group side by side one bar per name: mean and standard deviation, written above it. An RGB image."""
 
