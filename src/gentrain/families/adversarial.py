@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
-from gentrain.game import Aim, Codes, Replay, Round, Verdict, View
+from gentrain.game import Aim, Codes, Replay, Round, Verdict, View, Watching
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
 from gentrain.nets.critic import MakesCritic, Scoring, spectral_norm
-from gentrain.objectives.adversarial import AdversarialLoss
+from gentrain.objectives.adversarial import GameLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_batch_norm
 from gentrain.types import Images, Spec, Terms
@@ -44,7 +44,6 @@ class Made:
     codes: Tensor | None
 
 
-@final
 class Adversarial(System):
     """A GAN (Goodfellow et al. 2014) whose loss, penalties, constraint, conditions and networks are values.
 
@@ -68,7 +67,7 @@ class Adversarial(System):
         self,
         spec: Spec,
         net: Architecture,
-        loss: AdversarialLoss,
+        loss: GameLoss,
         players: Mapping[str, Moves],
         latent: int = 128,
         prior: Prior = "normal",
@@ -96,6 +95,11 @@ class Adversarial(System):
                 "nor model.spectral makes one: choose a model that brings one (model=wgan_gp, model=wgan, "
                 "model=sngan), or another loss"
             )
+        if loss.needs_energy and not getattr(critic, "gives_energy", False):
+            raise UserError(
+                "model.loss: this loss needs a critic whose score is minus an energy, and model.critic makes none: "
+                "choose a model that brings one (model=ebgan, model=began), or another loss"
+            )
         self.loss, self.latent, self.constraint = loss, latent, constraint
         self.prior: Prior = prior
         self.penalties, self.aims, self.views = dict(penalties or {}), dict(aims or {}), dict(views or {})
@@ -106,6 +110,7 @@ class Adversarial(System):
         self._build(net, labels, critic or Scoring(), spectral)
         named = [*self.aims.items(), *self.views.items(), ("replay", replay), ("loss", loss)]
         self.rules.update({name: part for name, part in named if isinstance(part, nn.Module)})
+        self.watching = [part for part in (loss, *self.aims.values()) if isinstance(part, Watching)]
         self._kept: dict[int, Made] = {}
 
     def _build(self, net: Architecture, labels: Labels | None, critic: MakesCritic, spectral: Sequence[str]) -> None:
@@ -142,7 +147,9 @@ class Adversarial(System):
         for penalty in self.penalties.values():
             if (self.clock.iteration + 1) % penalty.every == 0:
                 terms |= penalty(critic, real, fake)
-        terms |= self._aimed("critic", self._round(batch, made, real, fake, on_real, on_fake))
+        seen = self._round(batch, made, real, fake, on_real, on_fake)
+        terms |= self._aimed("critic", seen)
+        self._watch(seen)
         for view in self.views.values():
             view.learn(on_real)
         self._note_scores(on_real.score, on_fake.score)
@@ -241,6 +248,12 @@ class Adversarial(System):
     def _weighted(self, player: str, terms: Terms) -> Terms:
         weight = self.weights_of_loss[player]
         return terms if weight == 1 else {name: weight * term for name, term in terms.items() if weight > 0}
+
+    @torch.no_grad()
+    def _watch(self, seen: Round) -> None:
+        for part in self.watching:
+            for key, value in part.watch(seen).items():
+                self.note(key, value)
 
     def _note_scores(self, on_real: Tensor, on_fake: Tensor) -> None:
         means = torch.stack([on_real.detach().float(), on_fake.detach().float()]).flatten(1)

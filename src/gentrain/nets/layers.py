@@ -114,6 +114,17 @@ class Crop(nn.Module):
         return f"{self.size}"
 
 
+class Affine(nn.Module):
+    """x -> scale * x + shift, constant."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
 def set_biases(module: nn.Module, value: float = 0.0) -> None:
     """Set the bias of every layer that has one."""
     for layer in module.modules():
