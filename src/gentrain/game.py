@@ -142,7 +142,7 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """One code from end to end: its ``start`` among the codes, the ``values`` it takes [T width] and their ``words``."""
+    """One code from end to end: its ``start`` among the codes, its ``values`` [T width] and their ``words``."""
 
     name: str
     start: int
@@ -158,5 +158,5 @@ class ReadableCodes(Codes, Protocol):
         ...
 
     def walks(self, steps: int, reach: float) -> Sequence[Walk]:
-        """Each code over all its categories, or from -reach to +reach standard deviations in so many steps."""
+        """Each code over all its categories, or from -reach to +reach standard deviations in ``steps``."""
         ...

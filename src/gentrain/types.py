@@ -250,9 +250,7 @@ class Varied:
 class Varies(Protocol):
     """Some of what it decodes was given a meaning in training, each apart from the rest."""
 
-    def vary(
-        self, n: int, *, steps: int, reach: float, generator: torch.Generator | None = None
-    ) -> Sequence[Varied]:
+    def vary(self, n: int, *, steps: int, reach: float, generator: torch.Generator | None = None) -> Sequence[Varied]:
         """``n`` random rows for each of them: over all categories of a choice, or from -reach to +reach standard
         deviations of a number in ``steps``."""
         ...

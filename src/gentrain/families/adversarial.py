@@ -60,7 +60,7 @@ class Adversarial(System):
     critic and nothing makes one.
     """
 
-    sampled = ("generator",)
+    sampled: tuple[str, ...] = ("generator",)
     keeps = ("class_counts",)
 
     def __init__(

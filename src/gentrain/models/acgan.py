@@ -26,8 +26,8 @@ from gentrain.types import Spec, Terms
 
 @dataclass(frozen=True)
 class AuxiliaryClassifier:
-    """An ``Aim``: ``real`` and ``fake`` weigh the cross-entropy of the class in the critic's turn, ``generator`` that of
-    generated samples in the generator's; 0 leaves one out. UserError for weights below 0."""
+    """An ``Aim``: ``real`` and ``fake`` weigh the cross-entropy of the class in the critic's turn, ``generator_weight``
+    that of samples in the generator's; 0 leaves one out. UserError for weights below 0."""
 
     real: float = 1.0
     fake: float = 1.0

@@ -1,8 +1,8 @@
 """Semi-supervised GAN: a classifier of few labelled images that also tells unlabelled images from generated ones.
 
 Paper: Salimans, Goodfellow, Zaremba, Cheung, Radford, Chen 2016, Improved Techniques for Training GANs, arXiv
-1606.03498, section 5 (K + 1 classes, the last logit fixed at 0), section 3.1 (feature matching); networks and numbers of
-the authors' code for MNIST.
+1606.03498, section 5 (K + 1 classes, the last logit fixed at 0), section 3.1 (feature matching); networks and numbers
+of the authors' code for MNIST.
 Adds to the adversarial family: a critic of K class logits l whose score is log sum exp l, so that P(real) = Z / (Z + 1)
 with Z = sum exp l; the cross-entropy of labelled images. The rest is the family's: the nonsaturating critic's loss with
 weight 1/2, a generator that matches features alone.
@@ -178,4 +178,5 @@ def _normalised(inputs: int, outputs: int, *, gain: float) -> nn.Module:
     nn.init.zeros_(layer.bias)
     with torch.no_grad():
         layer.weight.normal_().mul_(gain / layer.weight.norm(dim=1, keepdim=True))
-    return torch.nn.utils.parametrizations.weight_norm(layer)
+    torch.nn.utils.parametrizations.weight_norm(layer)  # in place
+    return layer
