@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,9 @@ class Round:
 MakeHead = Callable[[int, int], nn.Module]
 """(inputs, outputs) to a last layer [B inputs] -> [B outputs], initialised as the network's own."""
 
+CLASS_HEAD, CODE_HEAD = "class", "codes"
+"""Heads that more than their aim read: logits of the classes [B K], and what is read of the codes [B A]."""
+
 
 class Aim(Protocol):
     """What a paper adds to the objectives of a game (``model.aims``): a class to tell, a code to find again, features
@@ -93,6 +96,15 @@ class Aim(Protocol):
 
     def generator(self, seen: Round) -> Terms:
         """Weighted terms that the generator minimises besides the loss; may be empty."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """An aim or a loss with figures of its own that nobody minimises."""
+
+    def watch(self, seen: Round) -> Terms:
+        """Scalars by the logger's key, to be logged in each of the critic's turns; asked without gradients."""
         ...
 
 
@@ -129,4 +141,26 @@ class Codes(Protocol):
 
     def draw(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """[n width]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """One code from end to end: its ``start`` among the codes, its ``values`` [T width] and their ``words``."""
+
+    name: str
+    start: int
+    values: Tensor
+    words: tuple[str, ...]
+
+
+class ReadableCodes(Codes, Protocol):
+    """Codes that a critic reads off samples: as many numbers [B width] as there are codes."""
+
+    def probabilities(self, read: Tensor) -> Tensor:
+        """[B K] of the categories of the first categorical code."""
+        ...
+
+    def walks(self, steps: int, reach: float) -> Sequence[Walk]:
+        """Each code over all its categories, or from -reach to +reach standard deviations in ``steps``."""
         ...

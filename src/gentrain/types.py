@@ -236,6 +236,26 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Varied:
+    """A number, or a choice, with a meaning of its own: ``z`` [n T Z] for ``decode``, n rows along which it alone
+    changes, and ``words`` for its T values."""
+
+    name: str
+    words: tuple[str, ...]
+    z: Tensor
+
+
+@runtime_checkable
+class Varies(Protocol):
+    """Some of what it decodes was given a meaning in training, each apart from the rest."""
+
+    def vary(self, n: int, *, steps: int, reach: float, generator: torch.Generator | None = None) -> Sequence[Varied]:
+        """``n`` random rows for each of them: over all categories of a choice, or from -reach to +reach standard
+        deviations of a number in ``steps``."""
+        ...
+
+
 @runtime_checkable
 class Clusterer(Protocol):
     """Has clusters of its own, found without labels."""
@@ -298,6 +318,7 @@ CAPABILITIES: dict[str, type[Any]] = {
     "rbm": Boltzmann,
     "encode": Encoder,
     "decode": Decoder,
+    "vary": Varies,
     "cluster": Clusterer,
     "classify": Classifier,
     "compress": Compressor,

@@ -109,7 +109,7 @@ TOOLS = {
         strengths=("0,0.5,1,1.5,2", _reals), n=("500", _count(1)), train=TRAIN, show=("6", _count(1)),
     ),
     "traverse": _tool(
-        "one latent dimension at a time, and how active each is", BOTH,
+        "one latent dimension at a time, and how active each is; or each meaningful code", BOTH, "decode vary",
         image=("none", _text), dims=("10", _count(1)), order=("activity", _one_of("activity", "index")),
         steps=("9", _count(3)), reach=("3", _above_zero), n=("2000", _count(2)),
     ),

@@ -96,6 +96,12 @@ def class_labels(data: DataSet, split: str) -> Tensor:
     return y
 
 
+def one_class_each(data: DataSet, split: str) -> Tensor | None:
+    """int64 [N], or None where the split has no labels, or attributes."""
+    y = split_of(data, split).y
+    return None if y is None or y.ndim != 1 else y
+
+
 @dataclass(frozen=True)
 class Clustering:
     """Clusters of a split against its classes, which nothing here was fitted to (config target).
@@ -179,8 +185,7 @@ class Clustering:
         return found | (_own(torch.cat(own), labels) if own else {})
 
     def _left_out(self, data: DataSet) -> bool:
-        y = split_of(data, self.split).y
-        return self.optional and (y is None or y.ndim != 1)
+        return self.optional and one_class_each(data, self.split) is None
 
     def _kinds(self, system: object) -> list[str]:
         return [
@@ -198,6 +203,59 @@ class Clustering:
         except UserError as error:
             raise UserError(f"metrics.scores.clustering: {error}") from error
         return _named(cluster_scores(clusters, labels), of)
+
+
+@dataclass(frozen=True)
+class OwnClusters:
+    """A system's own clusters alone, for one without codes of images, such as InfoGAN (config target):
+    ``cluster_accuracy_own``, ``cluster_nmi_own``, ``cluster_ari_own``, ``cluster_accuracy_confident`` and
+    ``clusters_used`` as of ``Clustering``, whose settings these are."""
+
+    split: str = "test"
+    limit: int | None = None
+    batch: int = 250
+    optional: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset({"cluster"})
+
+    def __post_init__(self) -> None:
+        for name, value in (("limit", self.limit), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise UserError(f"metrics.scores.own_clusters.{name}={value}: at least 1")
+
+    def scores(self, system: object, data: DataSet) -> tuple[str, ...]:
+        if self._left_out(data):
+            return ()
+        named = [f"cluster_{score}_own" for score in ("accuracy", "nmi", "ari")]
+        return (*named, "cluster_accuracy_confident", "clusters_used")
+
+    def check(self, data: DataSet, n: int | None = None) -> None:
+        if self._left_out(data):
+            return
+        try:
+            class_labels(data, self.split)
+        except UserError as error:
+            raise UserError(f"metrics.scores.own_clusters: {error}") from error
+
+    def looks_at(self, data: DataSet, limit: int | None) -> int:
+        return 0 if self._left_out(data) else counted(data, self.split, self.limit, limit)
+
+    def probe(self, system: object, x: Tensor) -> None:
+        system.cluster(x.to(getattr(system, "device", "cpu")))  # type: ignore[attr-defined]
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        if self._left_out(subject.data):
+            return {}
+        index = subject.reference_index(self.split, self.looks_at(subject.data, subject.limit))
+        rows, labels = split_of(subject.data, self.split), class_labels(subject.data, self.split)[index]
+        found = [
+            subject.system.cluster(rows.take(part).x.to(subject.device)).cpu()  # type: ignore[attr-defined]
+            for part in torch.split(index, self.batch)
+        ]
+        return _own(torch.cat(found), labels)
+
+    def _left_out(self, data: DataSet) -> bool:
+        return self.optional and one_class_each(data, self.split) is None
 
 
 def _own(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

@@ -11,6 +11,8 @@ from gentrain.errors import UserError
 from gentrain.explore.study import BATCH, Found, Seen, Study
 from gentrain.report.strips import Row, stack, strip_block
 
+SAMPLES = 5
+"""Rows for each code of a system that says which of its numbers mean something."""
 ACTIVE = 0.01
 """Variance over images of a code's mean above which a dimension is active (Burda et al. 2016, arXiv 1509.00519)."""
 PRIOR_DRAWS = 10_000
@@ -20,8 +22,12 @@ def explore(study: Study, path: Path, *, image: str, dims: int, steps: int, reac
     """``image``: place in the test split to move around; ``none``: 0 where the codes have a prior, else
     their mean. ``dims``: the most active dimensions, so many; ``order``: by activity, or by index. ``reach``: from
     -reach to +reach spreads, in ``steps``; a spread is the prior's standard deviation, or that of the codes where there
-    is no prior. ``n``: test images that the activity is measured on."""
+    is no prior. ``n``: test images that the activity is measured on. Of a system that says itself which numbers mean
+    something (capability ``vary``), those, all categories of one that is a choice; ``image``, ``order`` and ``n`` then
+    have no meaning."""
     study.require_images("traverse")
+    if study.can("vary"):
+        return _explore_meant(study, path, dims=dims, steps=steps, reach=reach)
     seen = study.look("test", n)
     codes = study.encode(seen.x)
     variance = codes.double().var(0, unbiased=False)  # [Z]
@@ -58,6 +64,26 @@ def explore(study: Study, path: Path, *, image: str, dims: int, steps: int, reac
     if kl is not None:
         lines.append(f"  KL {float(kl.sum()):.2f} nats in all, {float(kl[ranked[0]]):.2f} in z{int(ranked[0])}")
     return Found(result, lines)
+
+
+def _explore_meant(study: Study, path: Path, *, dims: int, steps: int, reach: float) -> Found:
+    """The first ``dims`` codes of a system without an encoder: a few random samples along each."""
+    generator = torch.Generator(study.device).manual_seed(study.seed)
+    codes = list(study.system.vary(SAMPLES, steps=steps, reach=reach, generator=generator))[:dims]
+    blocks, change = [], {}
+    for code in codes:
+        images = torch.unflatten(study.decode(code.z.flatten(0, 1).cpu()), 0, code.z.shape[:2])  # [n T C H W]
+        rows: list[Row] = [(f"sample {row}", images[row]) for row in range(len(images))]
+        blocks.append((code.name, strip_block(rows, list(code.words))))
+        steps_of = images.double().diff(dim=1).square().flatten(2).mean(2).sqrt()  # [n T-1]
+        change[code.name] = float(steps_of.mean()) / 255
+    stack(blocks, path)
+    values = {code.name: list(code.words) for code in codes}
+    result = {"protocol": {"samples": SAMPLES, "values": values, "reach": reach}, "change": change}
+    lines = [
+        f"  {name:<12} RMS change of a pixel from one value to the next {value:.3f}" for name, value in change.items()
+    ]
+    return Found(result, [f"{len(codes)} codes, each along {SAMPLES} samples", *lines])
 
 
 def latent_kl(study: Study, seen: Seen, dimensions: int) -> Tensor | None:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,12 @@ from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
-from gentrain.game import Aim, Codes, Replay, Round, Verdict, View
+from gentrain.game import Aim, Codes, Replay, Round, Verdict, View, Watching
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
 from gentrain.nets.critic import MakesCritic, Scoring, one_estimate, spectral_norm
 from gentrain.nets.virtual import Referenced, virtual_layers
-from gentrain.objectives.adversarial import AdversarialLoss
+from gentrain.objectives.adversarial import GameLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_mixing
 from gentrain.objectives.priors import truncated_normal
@@ -57,7 +57,6 @@ class Made:
     codes: Tensor | None
 
 
-@final
 class Adversarial(System):
     """A GAN (Goodfellow et al. 2014) whose loss, penalties, constraint, conditions and networks are values.
 
@@ -76,14 +75,14 @@ class Adversarial(System):
     one, and for parts that do not go together.
     """
 
-    sampled = ("generator",)
+    sampled: tuple[str, ...] = ("generator",)
     keeps = ("class_counts",)
 
     def __init__(
         self,
         spec: Spec,
         net: Architecture,
-        loss: AdversarialLoss,
+        loss: GameLoss,
         players: Mapping[str, Moves],
         latent: int = 128,
         prior: Prior = "normal",
@@ -116,6 +115,11 @@ class Adversarial(System):
                 "nor model.spectral makes one: choose a model that brings one (model=wgan_gp, model=wgan, "
                 "model=sngan), or another loss"
             )
+        if loss.needs_energy and not getattr(critic, "gives_energy", False):
+            raise UserError(
+                "model.loss: this loss needs a critic whose score is minus an energy, and model.critic makes none: "
+                "choose a model that brings one (model=ebgan, model=began), or another loss"
+            )
         self.loss, self.latent, self.constraint = loss, latent, constraint
         self.prior: Prior = prior
         self.truncation: float | None = None
@@ -129,6 +133,7 @@ class Adversarial(System):
         self._build(net, labels, critic or Scoring(), spectral, reference)
         named = [*self.aims.items(), *self.views.items(), ("replay", replay), ("loss", loss)]
         self.rules.update({name: part for name, part in named if isinstance(part, nn.Module)})
+        self.watching = [part for part in (loss, *self.aims.values()) if isinstance(part, Watching)]
         self._kept: dict[int, Made] = {}
 
     def _build(
@@ -176,7 +181,9 @@ class Adversarial(System):
         for name, penalty in self.penalties.items():
             if (self.clock.iteration + 1) % penalty.every == 0:
                 _add(terms, penalty(critic, real, fake), f"model.penalties.{name}")
-        self._aim("critic", terms, self._round(batch, made, real, fake, on_real, on_fake))
+        seen = self._round(batch, made, real, fake, on_real, on_fake)
+        self._aim("critic", terms, seen)
+        self._watch(seen)
         for view in self.views.values():
             for name, value in view.learn(on_real).items():
                 self.note(f"view/{name}", value)
@@ -299,6 +306,12 @@ class Adversarial(System):
     def _weighted(self, player: str, terms: Terms) -> Terms:
         weight = self.weights_of_loss[player]
         return terms if weight == 1 else {name: weight * term for name, term in terms.items() if weight > 0}
+
+    @torch.no_grad()
+    def _watch(self, seen: Round) -> None:
+        for part in self.watching:
+            for key, value in part.watch(seen).items():
+                self.note(key, value)
 
     def _note_scores(self, on_real: Tensor, on_fake: Tensor) -> None:
         means = torch.stack([on_real.detach().float(), on_fake.detach().float()]).flatten(1)

@@ -62,6 +62,8 @@ class MatchedAutoencoder(EncoderDecoder, ABC):
                 "model.adversarial: this loss needs a Lipschitz critic, and nothing here makes one: choose "
                 "nonsaturating, least_squares or hinge"
             )
+        if adversarial.needs_energy:
+            raise UserError("model.adversarial: this loss needs critics that give an energy; choose nonsaturating")
         if adversarial.relative:
             raise UserError("model.adversarial: a relativistic loss compares pairs of samples, and codes have no pairs")
         if not weight > 0:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import set_biases
+from gentrain.nets.layers import Affine, set_biases
 from gentrain.types import Spec
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -104,17 +104,6 @@ class Maxout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pieces: Tensor = self.linear(x).unflatten(1, (self.units, self.pieces))  # [B units pieces]
         return pieces.amax(-1)
-
-
-class Affine(nn.Module):
-    """x -> scale * x + shift, constant."""
-
-    def __init__(self, scale: float, shift: float) -> None:
-        super().__init__()
-        self.scale, self.shift = scale, shift
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.shift
 
 
 def _initialised(net: Net, limit: float) -> Net:

@@ -125,6 +125,17 @@ class Crop(nn.Module):
         return f"{self.size}"
 
 
+class Affine(nn.Module):
+    """x -> scale * x + shift, constant."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
 def require_batch_norm(norm: str) -> None:
     """UserError where a generator that a class is to modulate has no batch norm."""
     if norm != "batch":

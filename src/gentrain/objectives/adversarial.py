@@ -36,15 +36,39 @@ class GeneratorLoss(Protocol):
     def __call__(self, fake: Tensor, real: Tensor | None = None) -> Terms: ...
 
 
+class GameLoss(Protocol):
+    """Both sides of one game: an ``AdversarialLoss``, or an ``nn.Module`` where a loss has state of its own (as with a
+    ``game.Aim``)."""
+
+    @property
+    def critic(self) -> Callable[[Tensor, Tensor], Terms]: ...
+
+    @property
+    def generator(self) -> GeneratorLoss: ...
+
+    @property
+    def probabilistic(self) -> bool: ...
+
+    @property
+    def needs_lipschitz(self) -> bool: ...
+
+    @property
+    def relative(self) -> bool: ...
+
+    @property
+    def needs_energy(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """Both sides of one game.
+    """Both sides of one game without state.
 
     ``critic(real, fake)`` has the terms ``real`` and ``fake``; ``generator(fake, real)`` has the term ``adversarial``,
     where ``real`` is None unless the loss is ``relative``: it compares fake scores with real ones. A loss that cannot
     tell the two apart calls the critic's one term ``pair``.
     ``probabilistic``: the critic's output is the logit of P(real), so that its sigmoid may be logged as a probability.
     ``needs_lipschitz``: the game is meant for a critic of bounded slope; without a bound its loss has no minimum.
+    ``needs_energy``: the critic's scores must be minus an energy, never above 0; on others its loss has no minimum.
     """
 
     critic: Callable[[Tensor, Tensor], Terms]
@@ -52,6 +76,7 @@ class AdversarialLoss:
     probabilistic: bool
     needs_lipschitz: bool = False
     relative: bool = False
+    needs_energy: bool = False
 
 
 @dataclass(frozen=True)
