@@ -23,7 +23,7 @@ def explore(study: Study, path: Path, *, n: int, show: int) -> Found:
     names = study.data.spec.class_names
     labels = torch.arange(len(names)).repeat_interleave(n)
     x = study.sample(len(labels), labels)
-    by_class = x.unflatten(0, (len(names), n))
+    by_class = torch.unflatten(x, 0, (len(names), n))
     judged = judge(study)
     counts, said = None, [""] * len(names)
     if judged is not None:

@@ -71,7 +71,7 @@ def _path(study: Study, seen: Seen, labels: Tensor | None, codes: Tensor, show: 
     paths = along(codes[first], codes[second], torch.linspace(0.0, 1.0, STEPS), study.round_codes)
     z = paths.get("spherical", paths["linear"])
     y = None if labels is None else labels[first].repeat_interleave(STEPS)
-    frames = study.decode(z.flatten(0, 1), y).unflatten(0, (len(first), STEPS))
+    frames = torch.unflatten(study.decode(z.flatten(0, 1), y), 0, (len(first), STEPS))
     rows: list[Row] = [
         (f"{int(seen.index[a])} to {int(seen.index[b])}", torch.cat([seen.x[a, None], frames[i], seen.x[b, None]]))
         for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
@@ -94,10 +94,10 @@ def _class(
         (f"image {int(seen.index[i])}", torch.cat([seen.x[i, None], *(x[i, None] for x in edited.values())]))
         for i in range(min(show, len(seen)))
     ]
-    judged = judge(study) if change.target is not None else None
+    judged, target = judge(study), change.target
     shares = {}
-    if judged is not None:
-        shares = {f"{s:g}": float((judged(x).argmax(1) == change.target).double().mean()) for s, x in edited.items()}
+    if judged is not None and target is not None:
+        shares = {f"{s:g}": float(judged(x).argmax(1).eq(target).double().mean()) for s, x in edited.items()}
     facts = {
         "change": change.title,
         "norm": float(vector.norm()),

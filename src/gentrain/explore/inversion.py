@@ -177,7 +177,8 @@ def trained_inverse(inversion: Inversion, steps: int, rate: float = 2e-3) -> Cod
     fall = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
 
     def said(x: Tensor) -> Tensor:
-        return centre + spread * net(x)
+        codes: Tensor = centre + spread * net(x)
+        return codes
 
     for _ in range(steps):
         place = torch.randint(len(data.train), (2 * TRAINING_BATCH,))

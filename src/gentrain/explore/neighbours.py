@@ -62,7 +62,8 @@ def explore(study: Study, path: Path, *, n: int, train: int, k: int, show: int, 
 def _spaces(study: Study, x: Tensor, known: Seen, held: Seen, size: int) -> tuple[Spaces, dict[str, str] | None]:
     def flat(images: Tensor) -> Tensor:
         small = averaged(images, size).flatten(1).float()
-        return small / (255.0 * small.shape[1] ** 0.5)
+        points: Tensor = small / (255.0 * small.shape[1] ** 0.5)
+        return points
 
     spaces: Spaces = {"pixels": (flat(x), flat(known.x), flat(held.x))}
     judged = judge(study)
