@@ -183,6 +183,13 @@ def test_capabilities_are_those_the_model_file_states(model: str) -> None:
             z = system.encode(x)  # type: ignore[operator]
             assert z.shape == (6, system.latent)
             assert system.decode(z).shape == x.shape  # type: ignore[operator]
+        elif {"sample", "decode"} <= set(stated):
+            # A sample is what decoding makes of a draw from the prior.
+            y = (torch.arange(6) % data.spec.classes,) if getattr(system, "conditional", False) else ()
+            z = system.prior_codes(6, torch.Generator().manual_seed(3))  # type: ignore[operator]
+            drawn = system.sample(6, labels=y[0] if y else None, generator=torch.Generator().manual_seed(3))  # type: ignore[operator]
+            assert torch.equal(system.decode(z, *y), drawn)  # type: ignore[operator]
+            assert not torch.equal(system.decode(z.flip(0), *y), drawn)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from fixtures_data import celeba_set, idx_set
+from fixtures_data import celeba_set, idx_set, noise, save
 
 from gentrain.cli import main
 from gentrain.config import options
 
 ROOT = Path(__file__).parents[1]
+AGES = ("0-18", "19-29", "30-39", "40-49", "50-59", "60+")
+
+
+def faces(folder: Path, each: int) -> None:
+    """Made pictures in the layout of the face-ageing recipe."""
+    for group, name in enumerate(AGES):
+        for number in range(each):
+            save(folder / name / f"{number}.png", noise(64, 64, 3, seed=100 * group + number) // 4 + 30 * group)
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -20,6 +29,7 @@ def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name_ in ("fashion_mnist", "mnist"):
         idx_set(tmp_path / "data" / name_, train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    faces(tmp_path / "data" / "face_age", 25)
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 
 
@@ -39,6 +49,31 @@ def test_the_celeba_recipe_takes_twenty_steps_at_the_papers_size(
     assert "loss/critic/gradient_penalty" in rows[0]
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "samples" / "samples-latest.png").is_file()
+
+
+@pytest.mark.timeout(280)
+def test_the_face_ageing_recipe_goes_from_its_layout_to_the_other_ages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a small size: a conditional GAN of the six folders, then both projections with every age."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
+    faces(tmp_path / "data" / "face_age", 12)
+    tiny = ["size=tiny", "data.size=16", "trainer=cpu", "trainer.threads=1", "train.iterations=4"]
+    assert main(["experiment=face_age", "metrics=none", "name=run", *tiny]) == 0
+    run = tmp_path / "outputs" / "run"
+    words = ["explore", "project", f"run={run}", "n=2", "starts=1", "steps=3", "encoder_steps=2", "edit=label"]
+    found = {}
+    for kind in ("identity", "pixels"):
+        choice = ["pixel_weight=0"] if kind == "identity" else ["features=none"]
+        assert main([*words, *choice, f"out={tmp_path / kind}"]) == 0
+        (file,) = (tmp_path / kind).glob("*.json")
+        found[kind] = json.loads(file.read_text(encoding="utf-8"))
+        assert list(tmp_path.glob(f"{kind}/*.png"))
+    assert set(found["identity"]["classes"]) <= set(AGES)
+    assert 0.0 <= found["identity"]["measured"]["cnn_opt"]["found_again"] <= 1.0
+    assert "found_again" not in found["pixels"]["measured"]["cnn_opt"]
+    assert "label" in found["identity"]["edits"]
 
 
 def test_every_recipe_of_fashion_mnist_states_what_was_reached() -> None:

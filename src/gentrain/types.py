@@ -231,6 +231,8 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
+    """One that is ``conditional`` and has no encoder is told the classes too: ``decode(z, labels)``."""
+
     def decode(self, z: Tensor) -> Tensor:
         """[B C H W] in [-1, 1] for z [B Z]."""
         ...

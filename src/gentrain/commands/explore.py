@@ -59,6 +59,26 @@ def _above_zero(text: str, key: str) -> float:
     return number
 
 
+def _not_below_zero(text: str, key: str) -> float:
+    number = _real(text, key)
+    if number < 0:
+        raise UserError(f"{key}={text}: 0 or more")
+    return number
+
+
+def _places_of(text: str, key: str) -> tuple[int, ...]:
+    return tuple(whole_number(part, key, least=0) for part in text.strip("[]").split(",") if part)
+
+
+def _edits(text: str, key: str) -> tuple[str, ...]:
+    known = ("path", "class", "label")
+    names = tuple(part for part in text.strip("[]").split(",") if part != "none")
+    for name in names:
+        if name not in known:
+            raise UserError(f"{key}={name}: none, or some of {', '.join(known)}{nearest(name, known)}")
+    return names
+
+
 @dataclass(frozen=True)
 class Tool:
     """``line``: what it is for. ``needs``: sets of capabilities, one of which is enough. ``keys``: default and reader
@@ -72,13 +92,19 @@ class Tool:
     def fits(self, can: frozenset[str]) -> bool:
         return any(needed <= can for needed in self.needs)
 
+    def lacks(self, can: frozenset[str]) -> frozenset[str]:
+        """What is missing of the set that is nearest to being there."""
+        return min((needed - can for needed in self.needs), key=len)
+
 
 def _tool(line: str, *needs: str, called: Mapping[str, str] | None = None, **keys: tuple[str, Reader]) -> Tool:
     return Tool(line, tuple(frozenset(some.split()) for some in needs), keys, called or {})
 
 
 TRAIN, TEST = ("10000", _count(2)), ("10000", _count(2))
-BOTH = "encode decode"
+BOTH, DRAWN = "encode decode", "sample decode"
+BY_CLASS = "sample_by_class"
+"""What a run can besides ``CAPABILITIES``: its system is asked for samples of a class."""
 TOOLS = {
     "probe": _tool(
         "few labels: classifiers on codes, pixels, PCA and an untrained network", "encode",
@@ -100,7 +126,7 @@ TOOLS = {
         "test images and what comes back: usual ones, the worst, the best", BOTH, n=TEST, show=("8", _count(1)),
     ),
     "interpolate": _tool(
-        "from image to image through the codes, beside the cross-fade of pixels", BOTH,
+        "from image to image (draw to draw) through the codes, beside the cross-fade of pixels", BOTH, DRAWN,
         pairs=("100", _count(1)), steps=("9", _count(3)), show=("4", _count(1)),
     ),
     "arithmetic": _tool(
@@ -119,6 +145,24 @@ TOOLS = {
     ),
     "attention": _tool(
         "what a place of a feature map looks at, generator and critic", "sample attention", show=("4", _count(1)),
+    ),
+    "classes": _tool(
+        "samples of each class, and how many a classifier of the data takes for it", BY_CLASS,
+        n=("100", _count(1)), show=("10", _count(1)),
+    ),
+    "project": _tool(
+        "test images as the generator makes them: codes by optimisation, by an encoder, by both; edits", BOTH, DRAWN,
+        called={"from": "source", "to": "target"}, images=("", _places_of), n=("8", _count(1)),
+        mode=("cnn_opt", _one_of("opt", "cnn", "cnn_opt")), starts=("4", _count(1)), steps=("100", _count(1)),
+        optimizer=("lbfgs", _one_of("lbfgs", "adam")), encoder_steps=("500", _count(1)),
+        features=("domain", _text), pixel_weight=("1", _not_below_zero), feature_weight=("1", _not_below_zero),
+        pull=("0", _not_below_zero), edit=("none", _edits),
+        **{"from": ("", _text)}, to=("", _text), attribute=("", _text), strengths=("0,0.5,1,1.5", _reals),
+        train=("500", _count(2)), show=("8", _count(1)),
+    ),
+    "neighbours": _tool(
+        "samples beside their nearest training images, in pixels and in features", "sample",
+        n=("1000", _count(1)), train=TRAIN, k=("3", _count(1)), show=("5", _count(1)), size=("32", _count(1)),
     ),
 }  # fmt: skip
 
@@ -177,7 +221,9 @@ def _explored(
     config = folder.config()
     check_config(config, trusted=trusted)
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
-    _refuse(word, tool, folder, system, frozenset(name for name in CAPABILITIES if can(system, name)) | _more(system))
+    by_class = {BY_CLASS} if can(system, "sample") and getattr(system, "conditional", False) else set()
+    able = frozenset(name for name in CAPABILITIES if can(system, name))
+    _refuse(word, tool, folder, system, able | by_class | _more(system))
     data = build(config["data"], trusted=trusted, where="data")
     if folder.card().get("data", {}).get("fingerprint") != data.fingerprint:
         raise UserError(f"run={folder.path}: the data are no longer those it was trained on (fingerprint differs)")
@@ -226,9 +272,8 @@ def _refuse(word: str, tool: Tool, folder: RunFolder, system: System, can: froze
         return
     needs = ", or ".join(" and ".join(sorted(needed)) for needed in tool.needs)
     others = [name for name, other in TOOLS.items() if other.fits(can)]
-    why = ""
-    if not any("attention" in needed for needed in tool.needs) and "sample" in can and "encode" not in can:
-        why = "it draws samples, but nothing leads from an image to its code; "
+    reasons = {"encode": "nothing leads from an image to its code; ", BY_CLASS: "its samples are not asked by class; "}
+    why = "".join(reasons.get(name, "") for name in sorted(tool.lacks(can)))
     raise UserError(
         f"explore {word} run={folder.path}: it needs {needs}, which {type(system).__name__} cannot do: {why}"
         f"tools for this run: {', '.join(others) or 'none (gentrain sample draws from it)'}"

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder.open(Path(given["run"]))
     allowed = [key for key in given["allow"].split(",") if key]
     if folder.card().get("status") == "finished" and not allowed:
-        print(f"{folder.path}: finished already\n{summary(folder)}")
+        print(_finished(folder))
         return OK
     return go_on(folder, allowed, trusted=yes(given["trust"], "trust"))
 
@@ -37,9 +37,18 @@ def go_on_with(folder: RunFolder, config: Node) -> int:
     """``resume=auto``: the run of this name, if the command asks for the same one."""
     refuse_changes(folder.config(), mask_secrets(config), (), f"resume=auto: {folder.path}", "choose another name=")
     if folder.card().get("status") == "finished":
-        print(f"{folder.path}: finished already\n{summary(folder)}")
+        print(_finished(folder))
         return OK
     return go_on(folder, trusted=True)
+
+
+def _finished(folder: RunFolder) -> str:
+    why = folder.card().get("stopped_early")
+    lines = [f"{folder.path}: finished already"]
+    if why:
+        remedy = "another train.patience in its config.yaml and allow=train.patience go on with it"
+        lines.append(f"stopped early at {why}; {remedy}")
+    return "\n".join([*lines, summary(folder)])
 
 
 def go_on(folder: RunFolder, allowed: Sequence[str] = (), *, trusted: bool) -> int:

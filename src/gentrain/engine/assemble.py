@@ -80,6 +80,8 @@ def check_config(config: Node, *, trusted: bool = True) -> None:
     for name in ("batch_size", "iterations", "accumulate", "keep", "log_every"):
         if getattr(budget, name) < 1:
             raise UserError(f"train.{name}={getattr(budget, name)}: at least 1")
+    if budget.patience is not None and budget.patience < 1:
+        raise UserError(f"train.patience={budget.patience}: at least 1, or null for a run that ends with its budget")
     for name in ("validate_every", "checkpoint_every"):
         value = getattr(budget, name)
         if value is not None and value < 0:
@@ -157,8 +159,19 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     require(scoring.at_end, system, data, n=scoring.samples, section="metrics.at_end")
     promised(scoring.all, system, data)
     follow(scoring.monitor, scoring.scores, system, data)
+    if budget.patience is not None:
+        _require_scores(budget, scoring)
     health = build(config["callbacks"], trusted=trusted, where="callbacks").get("health")
     return Parts(data, budget, scoring, system, health, left_out)
+
+
+def _require_scores(budget: Budget, scoring: Scoring) -> None:
+    """UserError where ``train.patience`` would wait for scores that never come."""
+    said = f"train.patience={budget.patience}"
+    if scoring.monitor is None or not scoring.scores:
+        raise UserError(f"{said}: metrics.monitor names no score to stop by; choose metrics= that have one")
+    if not 0 < budget.scoring_interval(scoring) < budget.iterations:
+        raise UserError(f"{said}: there are no scores before the run's end; set train.validate_every or during_every")
 
 
 def say_left_out(lines: list[str]) -> None:

@@ -105,8 +105,8 @@ class Conductor(lightning.Callback):
             seed_all(session.seed, session.rank)
         else:
             set_rng_state(session.resumed["rng"][session.rank])
-            if self.owed:
-                self._look(system)
+            if (self._look(system) if self.owed else False) or self._ends_early(system):
+                trainer.should_stop = True
         self._watch = Stopwatch()
         self._logged = (0.0, system.clock.images)
 
@@ -171,7 +171,17 @@ class Conductor(lightning.Callback):
         if any_rank(not done, system.device):
             return True
         self._save(system, owed=False)
-        return False
+        return self._ends_early(system)
+
+    def _ends_early(self, system: System) -> bool:
+        """Whether the scores have been no better for long enough; the budget then ends here, on all ranks."""
+        if not any_rank(self.scores.gives_up, system.device):
+            return False
+        why = self.scores.why(system.clock)
+        system.clock.total = system.clock.iteration
+        if why is not None and self.session.is_first:
+            self.session.progress.line(f"early stop at {why}")
+        return True
 
     def _first_looks(self, system: System) -> bool:
         """False if a signal ended it: the scores are then owed."""
@@ -251,6 +261,7 @@ class Conductor(lightning.Callback):
             "images": clock.images,
             "seconds": round(self.session.seconds, 1),
             "images_per_second": round(trained / seconds, 1) if seconds and trained else None,
+            "stopped_early": self.scores.why(clock),
             **self.scores.results(),
         }
 

@@ -36,6 +36,8 @@ class Scores:
         self.best: dict[str, Any] | None = None
         self.in_training: dict[str, Any] | None = None
         self.at_end: dict[str, Any] | None = None
+        self.idle = 0
+        """Scores in training in a row that were not better than the best before them."""
         self.samples_per_second: float | None = None
         """At the last scores. Not of ``state``, which a resumed run has in common with a straight one."""
 
@@ -76,7 +78,7 @@ class Scores:
         if not self.due(clock):
             return Found()
         now = self.validation.score(system)
-        if not clock.finished:
+        if not clock.finished and not self._is_the_last(now):
             return Found(now)
         scoring = self.session.scoring
         if not scoring.smaller:
@@ -97,7 +99,9 @@ class Scores:
             self._tell(now, f"@{count}" if scoring.smaller else "", clock)
             self.in_training = _kept(now, clock.iteration)
             self.samples_per_second = now.samples_per_second
-            if self._is_best(now):
+            better = self._is_best(now)
+            self.idle = 0 if better else self.idle + 1
+            if better:
                 value = now.scores[str(scoring.monitor)]
                 self.best = {"monitor": scoring.monitor, "value": value, "iteration": clock.iteration}
                 self.best["scores"] = now.scores
@@ -108,6 +112,27 @@ class Scores:
             self.samples_per_second = at_end.samples_per_second
         if found.best_at_end is not None and self.best is not None:
             self.best["at_end"] = found.best_at_end.scores
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the scores in training have been no better for as long as the run is to wait."""
+        patience = self.session.budget.patience
+        return patience is not None and self.best is not None and self.idle >= patience
+
+    def why(self, clock: Clock) -> str | None:
+        """One line about a run that ended before its budget; None for one that did not."""
+        if not self.gives_up or self.best is None or clock.iteration >= self.session.budget.iterations:
+            return None
+        return (
+            f"iteration {clock.iteration}: {self.best['monitor']} was not better than {self.best['value']:.4g} of "
+            f"iteration {self.best['iteration']} in {self.idle} scores in a row (train.patience)"
+        )
+
+    def _is_the_last(self, report: Report | None) -> bool:
+        patience = self.session.budget.patience
+        return (
+            patience is not None and self.best is not None and self.idle + 1 >= patience and not self._is_best(report)
+        )
 
     @property
     def best_at(self) -> int | None:
@@ -144,12 +169,14 @@ class Scores:
         }
 
     def state(self) -> dict[str, Any]:
-        return {"every": self.every, "best": self.best, "in_training": self.in_training, "at_end": self.at_end}
+        kept = {"every": self.every, "best": self.best, "in_training": self.in_training, "at_end": self.at_end}
+        return kept | {"idle": self.idle}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what ``state`` gave."""
         self.every, self.best = state["every"], state["best"]
         self.in_training, self.at_end = state["in_training"], state["at_end"]
+        self.idle = state.get("idle", 0)  # absent: a run of before there was such a thing
 
 
 def _kept(report: Report, iteration: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Budget:
     ``batch_size`` counts all ranks together, so a paper's number holds whatever the number of devices;
     ``accumulate`` cuts each batch into so many parts. ``on_nonfinite``: when a loss or weight becomes NaN or infinite,
     ``stop``, or ``rollback`` to the last checkpoint and go on with half the learning rate, three times at most.
+    ``patience``: end the run after so many scores in training in a row without a better one; None: never.
     """
 
     batch_size: int
@@ -37,6 +38,7 @@ class Budget:
     keep: int = 2
     flip: bool = False
     on_nonfinite: Literal["stop", "rollback"] = "stop"
+    patience: int | None = None
 
     @property
     def validation_interval(self) -> int:

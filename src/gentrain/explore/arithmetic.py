@@ -48,16 +48,16 @@ def explore(
     training images of each side at most, and is added to ``n`` test images without it at each strength. A random
     vector of the same length is the control. ``show``: so many images are in the picture."""
     study.require_images("arithmetic")
-    change = _change(study, source, target, attribute)
+    change = change_of(study, source, target, attribute)
     means, counts = {}, {}
     for name, which in (("without", change.without[0]), ("with", change.having[0])):
-        codes = study.encode(study.at("train", _some(which, train, f"{name} it, to train on")).x)
+        codes = study.encode(study.at("train", some_of(which, train, f"{name} it, to train on")).x)
         means[name], counts[name] = codes.double().mean(0), len(codes)
     vector = (means["with"] - means["without"]).float()
     generator = torch.Generator().manual_seed(study.seed)
     control = torch.randn(len(vector), generator=generator)
     control *= vector.norm() / control.norm()
-    seen = study.at("test", _some(change.without[1], n, "without it, to change"))
+    seen = study.at("test", some_of(change.without[1], n, "without it, to change"))
     codes = study.encode(seen.x)
     edited = {strength: study.decode(codes + strength * vector) for strength in strengths}
     rows: list[Row] = [
@@ -103,15 +103,16 @@ def _share(seen_as: Tensor, number: int) -> float:
     return float((seen_as == number).double().mean())
 
 
-def _some(which: Tensor, limit: int, what: str) -> Tensor:
+def some_of(which: Tensor, limit: int, what: str) -> Tensor:
     """int64 places of at most ``limit`` of those samples, spread over them."""
     places = which.nonzero().flatten()
     if not len(places):
-        raise UserError(f"explore arithmetic: there are no images {what}")
+        raise UserError(f"explore: there are no images {what}")
     return places[spread(len(places), limit)]
 
 
-def _change(study: Study, source: str, target: str, attribute: str) -> Change:
+def change_of(study: Study, source: str, target: str, attribute: str) -> Change:
+    """UserError where the data have no such classes or attribute."""
     spec, sets = study.data.spec, (study.data.train, study.data.test)
     if attribute:
         if not spec.attribute_names:
@@ -122,12 +123,12 @@ def _change(study: Study, source: str, target: str, attribute: str) -> Change:
         has = [_labels(split)[:, column] == 1 for split in sets]
         return Change(f"with {attribute}", (~has[0], ~has[1]), (has[0], has[1]))
     if spec.attribute_names:
-        raise UserError(f"explore arithmetic: attribute= is missing, e.g. attribute={spec.attribute_names[0]}")
+        raise UserError(f"explore: attribute= is missing, e.g. attribute={spec.attribute_names[0]}")
     if not spec.classes or study.data.train.y is None:
-        raise UserError(f"explore arithmetic: data {study.data.name!r} have neither classes nor attributes")
+        raise UserError(f"explore: data {study.data.name!r} have neither classes nor attributes")
     for key, name in (("from", source), ("to", target)):
         if not name:
-            raise UserError(f"explore arithmetic: {key}= is missing, a class: one of {', '.join(spec.class_names)}")
+            raise UserError(f"explore: {key}= is missing, a class: one of {', '.join(spec.class_names)}")
     a, b = class_number(source, spec.class_names, "from"), class_number(target, spec.class_names, "to")
     if a == b:
         raise UserError(f"from={source} to={target}: two different classes are needed")
@@ -138,5 +139,5 @@ def _change(study: Study, source: str, target: str, attribute: str) -> Change:
 
 def _labels(split: Split) -> Tensor:
     if split.y is None:
-        raise UserError("explore arithmetic: a split has no labels")
+        raise UserError("explore: a split has no labels")
     return split.y

@@ -1,7 +1,11 @@
-"""From one image to another: through the codes, straight and along a sphere, beside the cross-fade of their pixels."""
+"""From one image to another: through the codes, straight and along a sphere, beside the cross-fade of their pixels.
+
+Between two images by their codes; between two draws from the prior for a system that has no encoder.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,43 +42,88 @@ def cross_fade(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return linear(a.double(), b.double(), t.double()).round().to(torch.uint8)
 
 
+def along(a: Tensor, b: Tensor, t: Tensor, around: int) -> dict[str, Tensor]:
+    """Paths between draws from a prior, by name: straight, and where the first ``around`` numbers are N(0, I) along the
+    arc in those (the rest, which may be classes, straight)."""
+    paths = {"linear": linear(a, b, t)}
+    if around:
+        arc = spherical(a[:, :around], b[:, :around], t)
+        paths["spherical"] = torch.cat([arc, linear(a[:, around:], b[:, around:], t)], dim=2)
+    return paths
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The pairs. ``x``: images uint8 [N C H W] of the first and the second end. ``y``: their classes int64 [N], or
+    None. ``paths``: codes [N T Z] by name. ``labels``: of the class that a pair is decoded for, or None."""
+
+    x: tuple[Tensor, Tensor]
+    y: tuple[Tensor | None, Tensor | None]
+    codes: tuple[Tensor, Tensor]
+    paths: dict[str, Tensor]
+    labels: Tensor | None
+    facts: dict[str, Any]
+    index: list[tuple[int, int]] | None
+    real: bool
+
+
 def explore(study: Study, path: Path, *, pairs: int, steps: int, show: int) -> Found:
-    """``pairs`` of test images, of different classes where they have one; ``steps`` pictures from end to end; ``show``
-    pairs are in the picture. Where a domain extractor serves the data it judges the middles of all pairs."""
+    """``pairs`` of test images, of different classes where they have one; for a system without an encoder of draws from
+    its prior, of one class where it is asked by class. ``steps`` pictures from end to end; ``show`` pairs are in the
+    picture. Where a domain extractor serves the data it judges the middles of all pairs."""
     study.require_images("interpolate")
-    first, second = _pairs(study, pairs)
     t = torch.linspace(0.0, 1.0, steps)
-    ends = study.encode(first.x), study.encode(second.x)
-    codes = {"linear": linear(*ends, t), "spherical": spherical(*ends, t)}
-    frames = {name: _decoded(study, z) for name, z in codes.items()}
-    frames["pixels"] = cross_fade(first.x, second.x, t)
-    blocks = []
-    heads = ["image", *(f"{float(share):.3g}" for share in t), "image"]
-    for pair in range(min(show, len(first))):
-        rows: list[Row] = [
-            (name, torch.cat([first.x[pair, None], x[pair], second.x[pair, None]])) for name, x in frames.items()
-        ]
-        blocks.append(("", strip_block(rows, heads if pair == 0 else None)))
-    stack(blocks, path)
+    ends = (_of_images if study.can("encode") else _of_prior)(study, pairs, t)
+    frames = {name: _decoded(study, z, ends.labels) for name, z in ends.paths.items()}
+    frames["pixels"] = cross_fade(*ends.x, t)
+    _draw(ends, frames, t, show, path)
     measured: dict[str, Any] = {name: {"evenness": _evenness(x)} for name, x in frames.items()}
     judged = judge(study)
     if judged is not None:
         for name, x in frames.items():
-            measured[name] |= _of_middle(judged(x[:, steps // 2]), first.y, second.y)
-    named = first.y is not None and first.y.ndim == 1 and study.data.spec.classes
+            measured[name] |= _of_middle(judged(x[:, steps // 2]), *ends.y)
+    named = all(y is not None and y.ndim == 1 for y in ends.y) and study.data.spec.classes
     result = {
         "protocol": {
-            "pairs": len(first), "steps": steps, "split": "test", "middle": float(t[steps // 2]),
+            "pairs": pairs, "steps": steps, **ends.facts, "middle": float(t[steps // 2]),
             "judge": judged.facts if judged else None,
-            "cosine_of_codes": float(torch.cosine_similarity(*ends).mean()),
+            "cosine_of_codes": float(torch.cosine_similarity(*ends.codes).mean()),
         },
         "measured": measured,
-        "index": list(zip(first.index.tolist(), second.index.tolist(), strict=True)),
-        "classes": list(zip(study.names(first.y), study.names(second.y), strict=True))
-        if named and first.y is not None and second.y is not None
-        else None,
+        "index": ends.index,
+        "classes": list(zip(*(study.names(y) for y in ends.y if y is not None), strict=True)) if named else None,
     }  # fmt: skip
-    return Found(result, _lines(measured, len(first)))
+    return Found(result, _lines(measured, f"{pairs} pairs of {'test images' if ends.real else 'draws from the prior'}"))
+
+
+def _draw(ends: Ends, frames: dict[str, Tensor], t: Tensor, show: int, path: Path) -> None:
+    """Images of the data stand beside the ends of the paths, which only come near them."""
+    heads, blocks = [f"{float(share):.3g}" for share in t], []
+    heads = ["image", *heads, "image"] if ends.real else heads
+    for pair in range(min(show, len(ends.x[0]))):
+        first, second = (x[pair, None][: int(ends.real)] for x in ends.x)
+        rows: list[Row] = [(name, torch.cat([first, x[pair], second])) for name, x in frames.items()]
+        blocks.append(("", strip_block(rows, heads if pair == 0 else None)))
+    stack(blocks, path)
+
+
+def _of_images(study: Study, pairs: int, t: Tensor) -> Ends:
+    first, second = _pairs(study, pairs)
+    codes = study.encode(first.x), study.encode(second.x)
+    paths = {"linear": linear(*codes, t), "spherical": spherical(*codes, t)}
+    index = list(zip(first.index.tolist(), second.index.tolist(), strict=True))
+    return Ends((first.x, second.x), (first.y, second.y), codes, paths, None, {"split": "test"}, index, real=True)
+
+
+def _of_prior(study: Study, pairs: int, t: Tensor) -> Ends:
+    drawn = study.prior_codes(2 * pairs)
+    if drawn is None:
+        raise UserError("explore interpolate: the system has neither an encoder nor a prior to draw codes from")
+    a, b = drawn[:pairs], drawn[pairs:]
+    labels = study.draw_classes(pairs)
+    x = study.decode(a, labels), study.decode(b, labels)
+    facts = {"codes": "draws from the prior", "round_codes": study.round_codes}
+    return Ends(x, (labels, labels), (a, b), along(a, b, t, study.round_codes), labels, facts, None, real=False)
 
 
 def _pairs(study: Study, count: int) -> tuple[Seen, Seen]:
@@ -93,8 +142,10 @@ def _pairs(study: Study, count: int) -> tuple[Seen, Seen]:
     return study.at("test", torch.tensor(first)), study.at("test", torch.tensor(second))
 
 
-def _decoded(study: Study, z: Tensor) -> Tensor:
-    return torch.unflatten(study.decode(z.flatten(0, 1)), 0, tuple(z.shape[:2]))
+def _decoded(study: Study, z: Tensor, labels: Tensor | None) -> Tensor:
+    """[N T C H W] of codes [N T Z]; ``labels``: int64 [N] or None."""
+    each = None if labels is None else labels.repeat_interleave(z.shape[1])
+    return torch.unflatten(study.decode(z.flatten(0, 1), each), 0, tuple(z.shape[:2]))
 
 
 def _evenness(x: Tensor) -> float:
@@ -112,8 +163,8 @@ def _of_middle(probabilities: Tensor, first: Tensor | None, second: Tensor | Non
     return found
 
 
-def _lines(measured: dict[str, dict[str, float]], pairs: int) -> list[str]:
-    lines = [f"{pairs} pairs of test images"]
+def _lines(measured: dict[str, dict[str, float]], title: str) -> list[str]:
+    lines = [title]
     for name, of in measured.items():
         judged = f", classifier's confidence in the middle {of['middle_confidence']:.3f}" if len(of) > 1 else ""
         lines.append(f"  {name:<10} evenness {of['evenness']:.3f}{judged}")

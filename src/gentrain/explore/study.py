@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gentrain.data.dataset import spread
 from gentrain.errors import UserError
+from gentrain.evaluation.classes import asks_by_class
 from gentrain.evaluation.reference import split_of
 from gentrain.types import CAPABILITIES, to_bytes
 
@@ -84,11 +85,45 @@ class Study:
         z = torch.cat([whose.encode(part.to(self.device)).float().cpu() for part in torch.split(x, BATCH)])
         return self._finite(z, "codes")
 
-    def decode(self, z: Tensor) -> Tensor:
-        """uint8 [N C H W], or float32 [N D] for vectors, on the CPU, of codes [N Z]."""
-        parts = [self.system.decode(part.to(self.device)).float().cpu() for part in torch.split(z.float(), BATCH)]
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """uint8 [N C H W], or float32 [N D] for vectors, on the CPU, of codes [N Z]; ``labels``: int64 [N] for a system
+        that is ``told_classes``, else None."""
+        parts = [
+            self.system.decode(z[rows].float().to(self.device), *self.classes_at(labels, rows)).float().cpu()
+            for rows in (slice(start, start + BATCH) for start in range(0, len(z), BATCH))
+        ]
         back = self._finite(torch.cat(parts), "decoded samples")
         return to_bytes(back) if self.data.spec.is_image else back
+
+    def sample(self, n: int, labels: Tensor | None = None) -> Tensor:
+        """uint8 [n C H W], or float32 [n D] for vectors, on the CPU, drawn by the seed; ``labels``: int64 [n]."""
+        generator, made = torch.Generator(self.device).manual_seed(self.seed), []
+        for start in range(0, n, BATCH):
+            some = None if labels is None else labels[start : start + BATCH].to(self.device)
+            made.append(self.system.sample(min(BATCH, n - start), labels=some, generator=generator).float().cpu())
+        x = self._finite(torch.cat(made), "samples")
+        return to_bytes(x) if self.data.spec.is_image else x
+
+    @property
+    def told_classes(self) -> bool:
+        """Whether ``decode`` needs the classes: the system is asked by class, and its codes do not hold them."""
+        return asks_by_class(self.system, self.data) and not self.can("encode")
+
+    def draw_classes(self, n: int) -> Tensor | None:
+        """int64 [n], as frequent as in training; None where the system is not asked by class."""
+        labels = self.data.train.y
+        if labels is None or not asks_by_class(self.system, self.data):
+            return None
+        return labels[torch.randint(len(labels), (n,), generator=torch.Generator().manual_seed(self.seed))]
+
+    def classes_at(self, labels: Tensor | None, rows: slice | Tensor) -> tuple[Tensor, ...]:
+        """Those of some rows, on the device, as arguments of ``decode``: none for None."""
+        return () if labels is None else (labels[rows].to(self.device),)
+
+    @property
+    def round_codes(self) -> int:
+        """So many first numbers of the prior's codes are N(0, I); a path between them keeps to the sphere."""
+        return int(getattr(self.system, "round_codes", 0))
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """float64 [N] nats on the CPU."""

@@ -212,8 +212,25 @@ class Adversarial(System):
 
     def generate(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Made:
         """Samples [n C H W] in [-1, 1] (or [n D]) from new noise."""
-        z, codes = self._noise(n, generator)
-        return Made(self._from(z, labels), labels, codes)
+        z = self.prior_codes(n, generator)
+        return Made(self._from(z, labels), labels, None if self.codes is None else z[:, self.latent :])
+
+    def prior_codes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Noise, and the codes behind it [n Z] on the system's device."""
+        z = prior_noise(self.prior, n, self.latent, self.device, generator, self.truncation)
+        return z if self.codes is None else torch.cat([z, self.codes.draw(n, self.device, generator)], dim=1)
+
+    @property
+    def round_codes(self) -> int:
+        """So many first numbers of ``prior_codes`` are N(0, I): all directions alike, lengths nearly so."""
+        return self.latent if self.prior == "normal" else 0
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[B C H W] in [-1, 1] (or [B D]) for z of ``prior_codes`` [B Z]; of the classes int64 [B] where the system is
+        conditional. ValueError without them."""
+        if self.conditional and labels is None:
+            raise ValueError("samples of this system are of a class: decode needs labels")
+        return self._from(z, labels if self.conditional else None)
 
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         if self.conditional and labels is None:
@@ -242,15 +259,9 @@ class Adversarial(System):
 
     # ----------------------------------------------------------------
 
-    def _noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the generator sees beside labels [n Z+A], and the codes in it."""
-        z = prior_noise(self.prior, n, self.latent, self.device, generator, self.truncation)
-        codes = None if self.codes is None else self.codes.draw(n, self.device, generator)
-        return (z if codes is None else torch.cat([z, codes], dim=1)), codes
-
     def _reference(self, n: int) -> list[Tensor]:
         """Inputs of a generator, chosen once; each class as often as another."""
-        z, _ = self._noise(n)
+        z = self.prior_codes(n)
         return [z, torch.arange(n) % self.spec.classes] if self.conditional else [z]
 
     def _from(self, z: Tensor, labels: Tensor | None) -> Tensor:

@@ -258,7 +258,8 @@ def _facts(card: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, flo
 
 
 def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
-    at, end = number(results.get("scored_at")), number(results.get("iteration"))
+    at, end, why = number(results.get("scored_at")), number(results.get("iteration")), results.get("stopped_early")
+    early = (f"stopped early at {shown(why)}",) if isinstance(why, str) else ()
     if at is None or end is None or at == end:
-        return ()
-    return (f"final scores are of iteration {at:.0f} of {end:.0f}",)
+        return early
+    return (*early, f"final scores are of iteration {at:.0f} of {end:.0f}")
