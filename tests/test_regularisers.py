@@ -99,6 +99,12 @@ def test_batch_norm_in_a_penalised_critic_is_refused_and_layer_norm_takes_its_pl
     assert not any(isinstance(layer, nn.GroupNorm) for layer in system.nets["critic"].modules())
 
 
+def test_a_plus_before_a_group_that_has_its_place_is_answered() -> None:
+    with pytest.raises(UserError, match=r"^\+model/penalty: .*model/penalty=\.\.\. chooses, without the \+"):
+        tiny("model=dcgan", "+model/penalty=r1")
+    assert set(tiny("model=dcgan", "+model/penalty=[r1,r2]")["model"]["penalties"]) == {"r1", "r2"}
+
+
 # --- penalties -----------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Spectral normalisation: singular values at 1, eval mode moves nothing, one estimate in a turn, averages, penalties."""
+"""Spectral normalisation: singular values at 1, eval mode moves nothing, one estimate a turn, averages, penalties."""
 
 from __future__ import annotations
 
