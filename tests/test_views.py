@@ -291,9 +291,9 @@ def test_unknown_changes_are_named() -> None:
 # ADA
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_at_p_0_it_is_the_identity(channels: int) -> None:
-    x = (torch.rand(16, channels, 8, 8) * 2 - 1).requires_grad_()
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 11), (3, 28)])
+def test_at_p_0_it_is_the_identity(channels: int, side: int) -> None:
+    x = (torch.rand(16, channels, side, side) * 2 - 1).requires_grad_()
     y = ADA(start=0.0)(x, 1, 10)
     assert torch.equal(y, x)
     w = torch.randn_like(x)
