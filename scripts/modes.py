@@ -3,8 +3,9 @@
     python scripts/modes.py [--experiments ring_collapse ...] [--seeds 0 1 2] [--work outputs/modes] [--out docs]
 
 Trains each experiment as ``gentrain experiment=NAME seed=N`` does, scores its end by the metrics of the data, and
-writes OUT/modes.json. OUT/pictures/modes.png has a row for each experiment: samples of the first seed at several
-iterations. What was trained before, in WORK and in the JSON, is kept: trainings can be added one by one.
+writes OUT/modes.json. OUT/pictures/modes.png has a row for each experiment: samples of seed 0 at several iterations,
+of the averaged weights where there are any. What was trained before, in WORK and in the JSON, is kept: trainings can be
+added one by one.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
             entry |= facts
             entry["seeds"][str(seed)] = scores
             write_atomically(page, (json.dumps(record, indent=1) + "\n").encode())
-            if seed == given.seeds[0]:
+            if seed == 0:
                 torch.save({"data": facts["data"], "seen": seen}, given.work / f"{name}.pt")
     kept = {name: given.work / f"{name}.pt" for name in EXPERIMENTS}
     loaded = {name: torch.load(path, weights_only=True) for name, path in kept.items() if path.exists()}
