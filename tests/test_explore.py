@@ -124,7 +124,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert len(np.unique(np.asarray(image.convert("L")))) > 8
     found = numbers(tmp_path / "a")
     assert (found["tool"], found["run"], found["checkpoint"], found["seed"]) == (tool, str(runs[model]), "last", 0)
-    assert found["weights"] == "raw"
+    assert found["weights"] == ("ema" if model in ("dcgan", "sagan") else "raw")
     assert found["data"]["fingerprint"] == digits().fingerprint
     assert found["asked"].keys() == TOOLS[tool].keys.keys()
     assert explore(*words, f"out={tmp_path / 'b'}").code == 0
@@ -557,3 +557,37 @@ def test_an_adversarial_autoencoder_is_shown_by_its_prior(
     found = json.loads(traverse.read_text(encoding="utf-8"))["protocol"]
     assert found["spread"] == "prior"
     assert found["around"] in ("the mean of the prior", "0")
+
+
+def test_a_truncation_curve_falls_in_recall_and_ends_at_the_whole_prior(
+    runs: dict[str, Path], explore: Explore, tmp_path: Path
+) -> None:
+    words = ["n=200", "at=0.000001", "passes=3", f"out={tmp_path}"]
+    assert explore("truncate", f"run={runs['dcgan']}", *words).code == 0
+    scores = numbers(tmp_path)["scores"]
+    assert scores.keys() == {"standing", "training"}
+    for kind in scores.values():
+        assert list(kind) == ["1e-06", "whole"]
+    assert scores["training"]["1e-06"]["recall_domain"] == 0.0  # one picture, over and over
+    assert scores["training"]["1e-06"]["is_domain"] == pytest.approx(1.0, abs=1e-4)
+    assert scores["training"]["whole"]["is_domain"] > 1.0 + 1e-3
+    assert scores["training"]["whole"] != scores["standing"]["whole"]
+
+
+def test_attention_lies_over_the_pixels_that_it_is_about(study: Callable[[str], Study]) -> None:
+    from gentrain.explore import attention
+
+    found = attention._on_image(torch.eye(16)[[0, 15, 5]], canvas=32, size=28, times=2)[:, 0]
+    for picture, (top, bottom, left, right) in zip(
+        found, ((0, 6, 0, 6), (22, 28, 22, 28), (6, 14, 6, 14)), strict=True
+    ):
+        expected = torch.zeros(28, 28)
+        expected[top:bottom, left:right] = 1.0
+        assert torch.equal(picture[::2, ::2], expected)
+        assert torch.equal(picture[1::2, 1::2], expected)
+    x, seen = attention.watched(study("sagan"), 3)
+    assert [one.name for one in seen] == ["generator", "critic"]
+    assert x.shape == (3, 1, 8, 8)
+    for one in seen:
+        assert one.rows.shape == (3, 16, 4)
+        assert torch.allclose(one.rows.sum(2), torch.ones(3, 16), atol=1e-5)
