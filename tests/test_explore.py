@@ -29,13 +29,18 @@ OF_CODES = {"probe", "cluster", "latent", "anomaly", "reconstruct", "interpolate
 CAN = {
     "ae": OF_CODES,
     "vae": OF_CODES | {"neighbours"},
-    "dcgan": {"interpolate", "project", "neighbours"},
-    "cgan": {"interpolate", "project", "neighbours", "classes"},
+    "dcgan": {"interpolate", "project", "neighbours", "truncate"},
+    "sagan": {"interpolate", "project", "neighbours", "truncate", "classes", "attention"},
 }
 NEEDED = {"anomaly": ["class=3"], "arithmetic": ["from=3", "to=8"]}
-QUICK = {"probe": ["per_class=3,10", "repeats=2", "n=150"], "cluster": ["repeats=2", "n=200"], "anomaly": ["n=120"]}
-QUICK["project"] = ["n=2", "starts=1", "steps=4", "encoder_steps=3"]
-QUICK["neighbours"] = ["n=60", "train=200"]
+QUICK = {
+    "probe": ["per_class=3,10", "repeats=2", "n=150"],
+    "cluster": ["repeats=2", "n=200"],
+    "anomaly": ["n=120"],
+    "truncate": ["n=60", "at=0.5,1", "passes=2"],
+    "project": ["n=2", "starts=1", "steps=4", "encoder_steps=3"],
+    "neighbours": ["n=60", "train=200"],
+}
 
 Explore = Callable[..., Outcome]
 
@@ -48,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "ae": ["model=ae"],
         "vae": ["model=vae"],
         "dcgan": ["model=dcgan"],
-        "cgan": ["model=cgan"],
+        "sagan": ["model=sagan"],
         "plane": ["model=vae", "model.latent=2"],
         "without": ["model=ae", "data.leave_out=[3]"],
         "ring": ["model=vae", "data=ring", "loss=density"],
@@ -97,7 +102,7 @@ def study(runs: dict[str, Path]) -> Iterator[Callable[[str], Study]]:
 
 
 @pytest.mark.parametrize("tool", sorted(TOOLS))
-@pytest.mark.parametrize("model", ["ae", "vae", "dcgan", "cgan"])
+@pytest.mark.parametrize("model", ["ae", "vae", "dcgan", "sagan"])
 def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
     runs: dict[str, Path], explore: Explore, tmp_path: Path, model: str, tool: str
 ) -> None:
@@ -109,10 +114,10 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
         assert "it needs" in done.err
         assert all(capability in done.err for needed in TOOLS[tool].needs for capability in needed)
-        assert ("nothing leads from an image to its code" in done.err) == (
-            model in ("dcgan", "cgan") and tool != "classes"
-        )
-        assert f"tools for this run: {', '.join(name for name in TOOLS if name in CAN[model])}" in done.err
+        others = ", ".join(name for name in TOOLS if name in CAN[model])
+        assert f"tools for this run: {others}" in done.err
+        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes")
+        assert ("nothing leads from an image to its code" in done.err) == lacks_codes
         assert not (tmp_path / "a").exists()
         return
     assert done.code == 0, done.err
@@ -122,7 +127,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert len(np.unique(np.asarray(image.convert("L")))) > 8
     found = numbers(tmp_path / "a")
     assert (found["tool"], found["run"], found["checkpoint"], found["seed"]) == (tool, str(runs[model]), "last", 0)
-    assert found["weights"] == ("ema" if model in ("dcgan", "cgan") else "raw")
+    assert found["weights"] == ("ema" if model in ("dcgan", "sagan") else "raw")
     assert found["data"]["fingerprint"] == digits().fingerprint
     assert found["asked"].keys() == TOOLS[tool].keys.keys()
     assert explore(*words, f"out={tmp_path / 'b'}").code == 0
@@ -572,3 +577,37 @@ def test_what_was_trained_with_labels_says_so(explore: Explore, tmp_path: Path) 
         assert numbers(tmp_path / "out" / name)["labels_seen"] == seen
         assert RunFolder.open(tmp_path / name).card()["labels_seen"] == seen
         assert ("trained with labels: 3 of each of 10 classes" in ended.out) == (name == "semi")
+
+
+def test_a_truncation_curve_falls_in_recall_and_ends_at_the_whole_prior(
+    runs: dict[str, Path], explore: Explore, tmp_path: Path
+) -> None:
+    words = ["n=200", "at=0.000001", "passes=3", f"out={tmp_path}"]
+    assert explore("truncate", f"run={runs['dcgan']}", *words).code == 0
+    scores = numbers(tmp_path)["scores"]
+    assert scores.keys() == {"standing", "training"}
+    for kind in scores.values():
+        assert list(kind) == ["1e-06", "whole"]
+    assert scores["training"]["1e-06"]["recall_domain"] == 0.0  # one picture, over and over
+    assert scores["training"]["1e-06"]["is_domain"] == pytest.approx(1.0, abs=1e-4)
+    assert scores["training"]["whole"]["is_domain"] > 1.0 + 1e-3
+    assert scores["training"]["whole"] != scores["standing"]["whole"]
+
+
+def test_attention_lies_over_the_pixels_that_it_is_about(study: Callable[[str], Study]) -> None:
+    from gentrain.explore import attention
+
+    found = attention._on_image(torch.eye(16)[[0, 15, 5]], canvas=32, size=28, times=2)[:, 0]
+    for picture, (top, bottom, left, right) in zip(
+        found, ((0, 6, 0, 6), (22, 28, 22, 28), (6, 14, 6, 14)), strict=True
+    ):
+        expected = torch.zeros(28, 28)
+        expected[top:bottom, left:right] = 1.0
+        assert torch.equal(picture[::2, ::2], expected)
+        assert torch.equal(picture[1::2, 1::2], expected)
+    x, seen = attention.watched(study("sagan"), 3)
+    assert [one.name for one in seen] == ["generator", "critic"]
+    assert x.shape == (3, 1, 8, 8)
+    for one in seen:
+        assert one.rows.shape == (3, 16, 4)
+        assert torch.allclose(one.rows.sum(2), torch.ones(3, 16), atol=1e-5)
