@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits
 from gentrain.errors import UserError
-from gentrain.explore import classes, interpolate, neighbours, project
+from gentrain.explore import classes, edits, interpolate, neighbours, project
 from gentrain.explore.inversion import Inversion, Likeness, inverse_net, trained_inverse
 from gentrain.explore.study import Study, mean_square
 from gentrain.types import Spec
@@ -218,7 +218,7 @@ def test_a_pull_keeps_codes_nearer_to_the_middle(tmp_path: Path) -> None:
     system = Generator()
     study = study_of(system, images_of(system))
     free, pulled = (projected(study, tmp_path, pull=pull)["measured"]["cnn_opt"] for pull in (0.0, 1.0))
-    assert pulled["code_in_spreads"] < free["code_in_spreads"]
+    assert pulled["code_in_spreads"] < 0.6 * free["code_in_spreads"]
 
 
 def test_errors_are_one_between_two_images_of_the_data() -> None:
@@ -270,6 +270,20 @@ def test_a_label_is_swapped_and_the_code_stays(tmp_path: Path) -> None:
     study = study_of(system, images_of(system))
     made = projected(study, tmp_path, edit=("label", "path"), steps=5, encoder_steps=2)
     assert made["edits"].keys() == {"label", "path"}
+    decoded: list[tuple[Tensor, Tensor]] = []
+    decode = system.decode
+
+    def noted(z: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        decoded.append((z, labels))
+        return decode(z, labels)
+
+    system.decode = noted  # type: ignore[method-assign]
+    codes = torch.randn(4, 4)
+    with torch.no_grad():
+        edits._label(study, study.look("test", 4), codes, 2)
+    assert [labels.tolist() for _, labels in decoded] == [[k] * 4 for k in range(3)]
+    assert all(torch.equal(z, codes) for z, _ in decoded)
     plain = study_of(Generator(), images_of(Generator()))
     with pytest.raises(UserError, match="edit=label: the system's images are not made for a class"):
         projected(plain, tmp_path, edit=("label",))

@@ -76,7 +76,8 @@ def _path(study: Study, seen: Seen, labels: Tensor | None, codes: Tensor, show: 
         (f"{int(seen.index[a])} to {int(seen.index[b])}", torch.cat([seen.x[a, None], frames[i], seen.x[b, None]]))
         for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
     ]
-    return "from one projected image to another, between the images", strip_block(rows)
+    words = "from one projected image to another, between the images"
+    return words if labels is None else f"{words}, as the first one's class", strip_block(rows)
 
 
 def _class(

@@ -54,6 +54,8 @@ def explore(
     ``Inversion``. ``edit``: ``path`` between neighbours, ``class`` by the vector from ``source`` to ``target`` (or of
     ``attribute``) from ``train`` images of each, ``label`` asks for every class. ``show``: images in the picture."""
     study.require_images("project")
+    if pixel_weight == 0 and (feature_weight == 0 or features == "none"):
+        raise UserError("explore project: pixel_weight=0 and no features leave nothing to compare images by")
     wants = edits.Wanted(edit, source, target, attribute, strengths, train)
     edits.refuse(study, wants)
     seen = study.at("test", _places(study, images, n, wants))
