@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UserError
-from gentrain.families.adversarial import Adversarial, prior_noise
+from gentrain.families.adversarial import Adversarial
 from gentrain.game import CLASS_HEAD, CODE_HEAD, ReadableCodes, Verdict
 from gentrain.types import Images, LearnsFromFewLabels, Varied, to_signed
 
@@ -57,17 +57,10 @@ class InformedAdversarial(Adversarial):
             raise UserError("model.aims: nothing has the critic read the codes (model=infogan brings one)")
         return self._readable.probabilities(read.float())
 
-    def decode(self, z: Tensor) -> Tensor:
-        """[B C H W] in [-1, 1] for noise and the codes behind it [B Z+A]."""
-        return self._from(z, None)
-
     def vary(self, n: int, *, steps: int, reach: float, generator: torch.Generator | None = None) -> list[Varied]:
         """For each code ``n`` rows of what ``decode`` takes, along which it alone changes."""
-        noise = prior_noise(self.prior, n, self.latent, self.device, generator)
-        codes = self._readable.draw(n, self.device, generator)
-        base = torch.cat([noise, codes], dim=1)
-        found = []
-        for walk in self._readable.walks(steps, reach):
+        codes, base, found = self._readable, self.prior_codes(n, generator), []
+        for walk in codes.walks(steps, reach):
             z = base[:, None].repeat(1, len(walk.values), 1)  # [n T Z+A]
             start = self.latent + walk.start
             z[:, :, start : start + walk.values.shape[1]] = walk.values.to(z)
