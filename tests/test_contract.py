@@ -14,6 +14,7 @@ import torch
 from conftest import Run, tiny, words
 from torch import Tensor
 
+from gentrain.capabilities import CAPABILITIES, Sampler
 from gentrain.commands.list import entries
 from gentrain.config import Node, build, options
 from gentrain.data.dataset import DataSet, in_memory
@@ -23,7 +24,7 @@ from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.sampling import at_rest, draw
 from gentrain.engine.state import rng_state, set_rng_state
 from gentrain.engine.system import System
-from gentrain.types import CAPABILITIES, Images, Sampler, Spec
+from gentrain.types import Images, Spec
 
 MODELS = options("model")
 LIKELIHOODS = ["bernoulli", "gaussian", "logistic"]

@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
+from gentrain.capabilities import RBM
 from gentrain.config import build
 from gentrain.data.dataset import DataSet, in_memory
 from gentrain.data.sources import digits, ring
@@ -24,7 +25,7 @@ from gentrain.evaluation.likelihood import LikelihoodBound
 from gentrain.evaluation.parzen import ParzenWindow, parzen
 from gentrain.evaluation.protocol import evaluate, require
 from gentrain.evaluation.subject import Subject
-from gentrain.types import RBM, LikelihoodOn, Spec
+from gentrain.types import LikelihoodOn, Spec
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,7 +16,8 @@ from gentrain.config import build, conf_dir, options
 from gentrain.data.stream import stream
 from gentrain.engine.fit import build_system, check_config
 from gentrain.errors import UserError
-from gentrain.families.adversarial import Adversarial, prior_noise
+from gentrain.families.adversarial import Adversarial
+from gentrain.families.generating import prior_noise
 from gentrain.folder import RunFolder
 from gentrain.nets.between import (
     MinibatchDeviation,

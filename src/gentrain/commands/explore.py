@@ -208,6 +208,7 @@ def _explored(
     seed, trusted = whole_number(given["seed"], "seed"), yes(given["trust"], "trust")
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
+    from gentrain.capabilities import CAPABILITIES
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
@@ -216,7 +217,6 @@ def _explored(
     from gentrain.evaluation.classes import labels_seen
     from gentrain.evaluation.randomness import isolated_rng
     from gentrain.explore.study import Study
-    from gentrain.types import CAPABILITIES
 
     config = folder.config()
     check_config(config, trusted=trusted)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gentrain.capabilities import CountsClasses, LearnsFromFewLabels
 from gentrain.check import bind, check, fits, misfit
 from gentrain.config import Node, build, nearest, options
 from gentrain.data.dataset import DataSet, class_counts, few_labelled
@@ -20,7 +21,6 @@ from gentrain.engine.strategy import count_devices
 from gentrain.engine.system import System
 from gentrain.errors import UserError, one_line
 from gentrain.evaluation.protocol import follow, promised, require
-from gentrain.types import CountsClasses, LearnsFromFewLabels
 
 GIVEN = {"model": frozenset({"spec"})}
 SCALARS: dict[str, Any] = {"seed": int, "precision": Precision, "trust": bool, "name": str | None, "output": str}

@@ -42,3 +42,19 @@ def seed_all(*parts: int) -> None:
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[:4], "little"))  # noqa: NPY002
     torch.manual_seed(int.from_bytes(digest[8:16], "little") & (2**63 - 1))
+
+
+def packed(value: Any) -> Any:
+    """What of a value goes into a checkpoint: its ``state_dict()``, or itself."""
+    return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A nest of tensors and plain values with its tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(inner, device) for inner in value)
+    return value

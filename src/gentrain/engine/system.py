@@ -22,6 +22,7 @@ from gentrain.engine.ema import Average, Ema
 from gentrain.engine.finite import diverged
 from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer
 from gentrain.engine.ranks import average_buffers, average_gradients, world_size
+from gentrain.engine.state import moved, packed
 from gentrain.engine.turns import Alternating, Turns
 from gentrain.errors import UserError
 from gentrain.types import Images, Spec, Terms
@@ -264,7 +265,7 @@ class System(lightning.LightningModule, ABC):
             "clock": {"iteration": self.clock.iteration, "images": self.clock.images},
             "setbacks": self.setbacks,
             "rules": self.rules.state_dict(),
-            "kept": {name: _packed(getattr(self, name)) for name in self.keeps},
+            "kept": {name: packed(getattr(self, name)) for name in self.keeps},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -296,7 +297,7 @@ class System(lightning.LightningModule, ABC):
             if hasattr(held, "load_state_dict"):
                 held.load_state_dict(state["kept"][name])
             else:
-                setattr(self, name, _moved(state["kept"][name], self.device))
+                setattr(self, name, moved(state["kept"][name], self.device))
 
 
 def total(terms: Terms) -> Tensor:
@@ -306,18 +307,3 @@ def total(terms: Terms) -> Tensor:
     for value in values:
         result = result + value.float()
     return result
-
-
-def _packed(value: Any) -> Any:
-    return value.state_dict() if hasattr(value, "state_dict") else value
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A nest of tensors and plain values with its tensors on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(inner, device) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(inner, device) for inner in value)
-    return value

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gentrain.capabilities import CAPABILITIES
 from gentrain.data.dataset import DataSet
 from gentrain.engine.sampling import at_rest, draw
 from gentrain.engine.session import Session
@@ -21,7 +22,7 @@ from gentrain.evaluation.subject import FeatureCache, Subject
 from gentrain.evaluation.trial import Cost, Trial
 from gentrain.evaluation.truncation import truncated
 from gentrain.report import pictures
-from gentrain.types import CAPABILITIES, to_bytes
+from gentrain.types import to_bytes
 
 GRID = 64
 OF_EACH = 10

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gentrain.capabilities import RBM, Boltzmann
 from gentrain.errors import UserError
 from gentrain.evaluation.likelihood import nats_of
 from gentrain.evaluation.metric import Work
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.reference import BLOCK
 from gentrain.evaluation.subject import Subject, split_of
-from gentrain.types import RBM, Boltzmann
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

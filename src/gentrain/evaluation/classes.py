@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from gentrain.capabilities import LearnsFromFewLabels
 from gentrain.errors import UserError
 from gentrain.evaluation.extractors import ExtractorSource
 from gentrain.evaluation.frechet import frechet_distance
 from gentrain.evaluation.metric import EIGEN, Work, check_images, finite, logits_of
 from gentrain.evaluation.subject import Subject, split_of
-from gentrain.types import LearnsFromFewLabels
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from gentrain.capabilities import Clusterer
 from gentrain.errors import UserError
 from gentrain.evaluation.subject import Subject, counted, split_of
-from gentrain.types import Clusterer
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from gentrain.capabilities import Likelihood
 from gentrain.errors import UserError
 from gentrain.evaluation.randomness import isolated_rng
 from gentrain.evaluation.subject import Subject, counted, split_of
-from gentrain.types import Likelihood, LikelihoodOn
+from gentrain.types import LikelihoodOn
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -21,7 +21,7 @@ class Metric(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Capabilities asked of the system, names of ``gentrain.types.CAPABILITIES``."""
+        """Capabilities asked of the system, names of ``gentrain.capabilities.CAPABILITIES``."""
         ...
 
     def scores(self, system: object, data: DataSet) -> tuple[str, ...]:

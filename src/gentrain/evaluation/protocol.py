@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 import gentrain
+from gentrain.capabilities import CAPABILITIES
 from gentrain.errors import UserError
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
 from gentrain.evaluation.subject import Subject
-from gentrain.types import CAPABILITIES
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from gentrain import coding
+from gentrain.capabilities import Compressor
 from gentrain.errors import UserError
 from gentrain.evaluation.diversity import similarity
 from gentrain.evaluation.metric import check_images
 from gentrain.evaluation.subject import Subject, counted, split_of
 from gentrain.objectives.similarity import window_and_scales
-from gentrain.types import Compressor, to_bytes
+from gentrain.types import to_bytes
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

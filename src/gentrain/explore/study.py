@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from gentrain.capabilities import CAPABILITIES
 from gentrain.data.dataset import spread
 from gentrain.errors import UserError
 from gentrain.evaluation.classes import asks_by_class
 from gentrain.evaluation.reference import split_of
-from gentrain.types import CAPABILITIES, to_bytes
+from gentrain.types import to_bytes
 
 if TYPE_CHECKING:
     from gentrain.data.dataset import DataSet

@@ -4,60 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gentrain.engine.ema import Ema
 from gentrain.engine.player import Moves, Player
-from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
+from gentrain.families.generating import Generating, Made, Prior
 from gentrain.game import Aim, Codes, Replay, Round, Verdict, View, Watching
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
 from gentrain.nets.critic import MakesCritic, Scoring, one_estimate, spectral_norm
-from gentrain.nets.virtual import Referenced, virtual_layers
 from gentrain.objectives.adversarial import GameLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_mixing
-from gentrain.objectives.priors import truncated_normal
 from gentrain.types import Images, Spec, Terms
 
-Prior = Literal["normal", "uniform", "sphere"]
 
-
-def prior_noise(
-    prior: Prior,
-    n: int,
-    latent: int,
-    device: torch.device,
-    generator: torch.Generator | None,
-    truncation: float | None = None,
-) -> Tensor:
-    """[n Z] from N(0, I), within +-``truncation`` if there is one, from the sphere of radius sqrt(Z), where N(0, I) has
-    most of its mass, or from U(-1, 1)."""
-    if truncation is not None:
-        return truncated_normal(n, latent, truncation, device, generator)
-    if prior in ("normal", "sphere"):
-        z = torch.randn(n, latent, device=device, generator=generator)
-        return z if prior == "normal" else z * (latent**0.5 / z.norm(dim=1, keepdim=True))
-    return torch.rand(n, latent, device=device, generator=generator).mul_(2.0).sub_(1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """Generated samples and what they were made of: labels int64 [B] and codes [B A], where there are any."""
-
-    x: Tensor
-    labels: Tensor | None
-    codes: Tensor | None
-
-
-class Adversarial(System):
+class Adversarial(Generating):
     """A GAN (Goodfellow et al. 2014) whose loss, penalties, constraint, conditions and networks are values.
 
     The critic moves first and sees samples that carry no gradient to the generator; the generator's move goes through
@@ -74,9 +41,6 @@ class Adversarial(System):
     virtual batch norm, for a generator that has it. UserError where the loss needs a Lipschitz critic and nothing makes
     one, and for parts that do not go together.
     """
-
-    sampled: tuple[str, ...] = ("generator",)
-    keeps = ("class_counts",)
 
     def __init__(
         self,
@@ -102,9 +66,7 @@ class Adversarial(System):
         turns: Turns | None = None,
         ema: Ema | None = None,
     ) -> None:
-        super().__init__(spec, players, turns, ema)
-        if latent < 1:
-            raise UserError(f"model.latent={latent}: at least 1")
+        super().__init__(spec, players, latent, prior, codes, labels, turns, ema)
         if reference < 1:
             raise UserError(f"model.reference={reference}: at least 1")
         if replay is not None and (labels is not None or codes is not None):
@@ -120,14 +82,10 @@ class Adversarial(System):
                 "model.loss: this loss needs a critic whose score is minus an energy, and model.critic makes none: "
                 "choose a model that brings one (model=ebgan, model=began), or another loss"
             )
-        self.loss, self.latent, self.constraint = loss, latent, constraint
-        self.prior: Prior = prior
-        self.truncation: float | None = None
+        self.loss, self.constraint = loss, constraint
         self.penalties, self.aims, self.views = dict(penalties or {}), dict(aims or {}), dict(views or {})
-        self.fresh_noise, self.joint_batch, self.replay, self.codes = fresh_noise, joint_batch, replay, codes
+        self.fresh_noise, self.joint_batch, self.replay = fresh_noise, joint_batch, replay
         self.weights_of_loss = _weights_of_loss(weights)
-        self.conditional = labels is not None
-        self.class_counts: Tensor | None = None
         for view in self.views.values():
             view.require(spec)
         self._build(net, labels, critic or Scoring(), spectral, reference)
@@ -139,13 +97,8 @@ class Adversarial(System):
     def _build(
         self, net: Architecture, labels: Labels | None, critic: MakesCritic, spectral: Sequence[str], reference: int
     ) -> None:
+        self.build_generator(net, reference)
         width = 0 if self.codes is None else self.codes.width
-        inputs = self.latent + width
-        self.nets["generator"] = (
-            net.decoder(self.spec, inputs) if labels is None else labels.build_generator(self.spec, net, inputs)
-        )
-        if virtual_layers(self.nets["generator"]):
-            self.nets["generator"] = Referenced(self.nets["generator"], *self._reference(reference))
         heads: dict[str, int] = {}
         for aim in self.aims.values():
             heads |= aim.heads(self.spec, width)
@@ -193,7 +146,7 @@ class Adversarial(System):
     def generator_loss(self, batch: Images) -> Terms:
         made = self._kept.pop(id(batch), None)
         if made is None:
-            made = self.generate(len(batch), self._labels_of(batch))
+            made = self.generate(len(batch), self.labels_of(batch))
         with one_estimate():
             return self._answered(batch, made)
 
@@ -210,69 +163,10 @@ class Adversarial(System):
         self._aim("generator", terms, self._round(batch, made, real, fake, on_real, on_fake))
         return terms
 
-    def generate(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Made:
-        """Samples [n C H W] in [-1, 1] (or [n D]) from new noise."""
-        z = self.prior_codes(n, generator)
-        return Made(self._from(z, labels), labels, None if self.codes is None else z[:, self.latent :])
-
-    def prior_codes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Noise, and the codes behind it [n Z] on the system's device."""
-        z = prior_noise(self.prior, n, self.latent, self.device, generator, self.truncation)
-        return z if self.codes is None else torch.cat([z, self.codes.draw(n, self.device, generator)], dim=1)
-
-    @property
-    def round_codes(self) -> int:
-        """So many first numbers of ``prior_codes`` are N(0, I): all directions alike, lengths nearly so."""
-        return self.latent if self.prior == "normal" else 0
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[B C H W] in [-1, 1] (or [B D]) for z of ``prior_codes`` [B Z]; of the classes int64 [B] where the system is
-        conditional. ValueError without them."""
-        if self.conditional and labels is None:
-            raise ValueError("samples of this system are of a class: decode needs labels")
-        return self._from(z, labels if self.conditional else None)
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        if self.conditional and labels is None:
-            labels = self.draw_labels(n, generator)
-        return self.generate(n, labels if self.conditional else None, generator).x
-
-    def truncate(self, at: float | None) -> None:
-        """From now on each number of the noise lies in [-at, at]; None: the whole prior. For samples, not for training.
-        UserError for noise without tails, and for a bound of 0 or less."""
-        if at is not None and self.prior != "normal":
-            raise UserError(
-                f"truncation={at:g}: model.prior={self.prior} has no tails to cut off; it is for normal noise"
-            )
-        if at is not None and not at > 0:
-            raise UserError(f"truncation={at:g}: above 0")
-        self.truncation = at
-
-    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """int64 [n], each class as often as in the training split."""
-        if self.class_counts is None:
-            raise ValueError("give_class_counts was not called")
-        return torch.multinomial(self.class_counts.float().to(self.device), n, replacement=True, generator=generator)
-
-    def give_class_counts(self, counts: Tensor) -> None:
-        self.class_counts = counts
-
     # ----------------------------------------------------------------
 
-    def _reference(self, n: int) -> list[Tensor]:
-        """Inputs of a generator, chosen once; each class as often as another."""
-        z = self.prior_codes(n)
-        return [z, torch.arange(n) % self.spec.classes] if self.conditional else [z]
-
-    def _from(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        made: Tensor = self.nets["generator"](z, labels) if self.conditional else self.nets["generator"](z)
-        return made
-
-    def _labels_of(self, batch: Images) -> Tensor | None:
-        return batch.y if self.conditional else None
-
     def _fakes_for_critic(self, batch: Images) -> Made:
-        labels = self._labels_of(batch)
+        labels = self.labels_of(batch)
         if self.fresh_noise or not self.turns.true_weights or not self._generator_moves():
             with torch.no_grad():
                 return self.generate(len(batch), labels)

@@ -7,10 +7,11 @@ from typing import cast, final
 import torch
 from torch import Tensor
 
+from gentrain.capabilities import LearnsFromFewLabels, Varied
 from gentrain.errors import UserError
 from gentrain.families.adversarial import Adversarial
 from gentrain.game import CLASS_HEAD, CODE_HEAD, ReadableCodes, Verdict
-from gentrain.types import Images, LearnsFromFewLabels, Varied, to_signed
+from gentrain.types import Images, to_signed
 
 
 @final

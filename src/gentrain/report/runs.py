@@ -52,7 +52,7 @@ class Run:
     seed: int
     created: str
     can: frozenset[str] | None
-    """Capabilities, names of ``gentrain.types.CAPABILITIES``; None: the config does not say."""
+    """Capabilities, names of ``gentrain.capabilities.CAPABILITIES``; None: the config does not say."""
     is_image: bool | None
     conditional: bool | None
     """Whether its samples are asked by class; None: an older card, which does not say."""
