@@ -51,7 +51,7 @@ def packed(value: Any) -> Any:
 
 def moved(value: Any, device: torch.device) -> Any:
     """A nest of tensors and plain values with its tensors on the device."""
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):
         return {key: moved(inner, device) for key, inner in value.items()}
