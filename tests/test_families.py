@@ -11,7 +11,8 @@ import torch
 from conftest import Run, tiny, words
 from torch import nn
 
-from gentrain.config import build, conf_dir, load_yaml, options
+from gentrain.compose import compose
+from gentrain.config import build, conf_dir, options
 from gentrain.data.cache import Storage
 from gentrain.data.sources import digits
 from gentrain.engine.fit import build_system, check_config
@@ -62,7 +63,7 @@ def test_any_penalty_or_constraint_makes_it_right() -> None:
     assert built("model=dcgan", "loss=wasserstein", "+model.constraint._target_=test_families.Halve").players()
     assert built("model=wgan").players()
     assert built("model=wgan_gp").players()
-    losses = {name: build(load_yaml(conf_dir() / "loss" / f"{name}.yaml")) for name in options("loss")}
+    losses = {name: build(compose([f"loss={name}"]).config["loss"]) for name in options("loss")}
     assert [name for name, loss in losses.items() if getattr(loss, "needs_lipschitz", False)] == ["wasserstein"]
 
 
