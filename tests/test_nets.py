@@ -131,7 +131,7 @@ def test_residual_parameter_counts_at_32_pixels(c: int) -> None:
 
 @pytest.mark.parametrize("block", [Down, Up, Stay])
 def test_a_residual_block_is_its_way_around_when_its_convolutions_are_zero(block: type[Down | Up | Stay]) -> None:
-    layer = block(3, 3 if block is Stay else 5, "batch", "relu")
+    layer = block(3, 3 if block is Stay else 5, IMAGE_NORMS["batch"], "relu")
     nn.init.zeros_(layer.convolution2.weight)
     x = torch.randn(2, 3, 8, 8)
     if block is Stay:
