@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from conftest import Run, tiny, words
 from torch import Tensor, nn
 
+from gentrain.compose import compose
 from gentrain.config import build, conf_dir, load_yaml
+from gentrain.data.stream import stream
 from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.system import System
 from gentrain.errors import UserError
@@ -185,6 +187,12 @@ def test_each_switch_changes_what_it_names_and_nothing_else() -> None:
     assert sum(wide[n] != base[n] for n in base) > 20
     assert all(wide[n] == base[n] for n in base if n.endswith("vectors"))
 
+    free = made("wants.ortho=0")
+    assert shapes(free) == base
+    batch = next(iter(stream(build(tiny("data=digits")["data"]).train, batch_size=8, seed=0)))
+    terms = [set(system.players()[1].loss(batch)) for system in (full, free)]
+    assert terms == [{"adversarial", "orthogonal"}, {"adversarial"}]
+
     assert shapes(made("wants.batch=8")) == base
     assert tiny("experiment=biggan_ablation", "wants.batch=8")["train"]["batch_size"] == 8
 
@@ -238,3 +246,14 @@ def test_spectral_norm_is_where_the_paper_has_it_and_rests_in_eval(model: str) -
 def test_the_sweep_of_the_ablation_is_one_command(run: Run) -> None:
     done = run("check", *words("experiment=biggan_ablation", "metrics=none"))
     assert done.code == 0, done.err
+
+
+def test_the_ablation_is_the_table_row_by_row() -> None:
+    config = compose(["experiment=biggan_ablation"]).config
+    rows = [dict(word.split("=") for word in words) for words in config["sweep"]["variants"].values()]
+    assert len(rows) == len(config["published"]) == 8
+    for row, (batch, ch, _, shared, hier, ortho, *_) in zip(rows, config["published"], strict=True):
+        assert int(row["wants.batch"]) == batch // 32
+        assert int(row["wants.ch"]) == ch // 6 - (ch == 64) * 2
+        assert [row["wants.shared"], row["wants.hier"]] == [str(shared).lower(), str(hier).lower()]
+        assert (float(row["wants.ortho"]) > 0) == ortho
