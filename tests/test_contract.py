@@ -196,6 +196,8 @@ def test_capabilities_are_those_the_model_file_states(model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_first_players_loss_falls_on_one_repeated_batch(model: str) -> None:
     config = tiny(f"model={model}")
+    if config["data"].get("vary"):  # in one group alone all but one code stand still, held by nothing
+        config = tiny(f"model={model}", "train.batch_size=64")
     system, data = ready(config)
     seat = system.seats[0]
     part = next(batches(config, data, 1)).to("cpu", channels_last=system.channels_last)

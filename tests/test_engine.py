@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from gentrain.engine.player import Linear, Moves, Player, Warmup
 from gentrain.engine.system import System
 from gentrain.engine.turns import Alternating, Simultaneous, Turns
 from gentrain.errors import UserError
+from gentrain.families.generating import Made
 from gentrain.models.wgan import CriticAhead, WeightClip
 from gentrain.types import Images, Spec, Terms, to_bytes, to_signed
 
@@ -258,7 +260,13 @@ def test_fresh_noise_gives_the_generator_samples_of_its_own() -> None:
     system, data = ready(config)
     made: list[Tensor] = []
     original = system.generate
-    system.generate = lambda n, g=None: made.append(original(n, g)) or made[-1]
+
+    def generate(*asked: Any) -> Made:
+        result = original(*asked)
+        made.append(result.x)
+        return result
+
+    system.generate = generate
     system.iterate(next(batches(config, data, 1)))
     assert len(made) == 2
     assert not made[0].requires_grad
@@ -332,7 +340,7 @@ def test_bf16_computes_and_penalties_stay_float32() -> None:
     system, data = ready(config)
     system.precision_name = "bf16-mixed"
     dtypes: list[torch.dtype] = []
-    system.nets["critic"].register_forward_hook(lambda _m, _i, out: dtypes.append(out.dtype))
+    system.nets["critic"].score.register_forward_hook(lambda _m, _i, out: dtypes.append(out.dtype))
     for batch in batches(config, data, 4):
         system.iterate(batch)
     assert set(dtypes) == {torch.bfloat16, torch.float32}

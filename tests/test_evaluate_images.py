@@ -25,7 +25,6 @@ from gentrain.data.dataset import DataSet
 from gentrain.data.fit import Said
 from gentrain.data.given import one_set, read
 from gentrain.data.sources import digits
-from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.evaluation.classes import ByClass
 from gentrain.evaluation.domain import SHIPPED, Domain
@@ -623,15 +622,12 @@ def test_a_run_is_scored_under_other_metrics(run: Run, workplace: Path) -> None:
     one_line(run("evaluate", "run=outputs/run", "data=digits"), "data=digits")
 
 
-def test_a_run_leaves_out_what_its_reference_is_too_small_for(
-    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(System, "conditional", True, raising=False)
+def test_a_run_leaves_out_what_its_reference_is_too_small_for(run: Run, workplace: Path) -> None:
     by_class = ("_target_=gentrain.evaluation.classes.ByClass", "optional=true")
     also = [f"+metrics.at_end.by_class.{word}" for word in by_class]
     also.append("+metrics.at_end.by_class.extractor=${metrics.scores.distances.extractor}")
     line = "gentrain: metrics.at_end.by_class (ByClass) is left out: 21 images of data 'digits' split=test"
-    tiny_run = words("model=dcgan", "name=run", "train.iterations=2", "~metrics.at_end.frechet", *also)
+    tiny_run = words("model=cgan", "name=run", "train.iterations=2", "~metrics.at_end.frechet", *also)
     for command in (tiny_run, ("check", *tiny_run), ("evaluate", "run=outputs/run", "device=cpu", "--json")):
         ended = run(*command)
         assert ended.code == 0, ended.err

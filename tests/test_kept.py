@@ -18,7 +18,7 @@ from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.types import Images, Spec, Terms
 
-SAVED = {"nets", "average", "optimizers_by_name", "clock", "setbacks"}
+SAVED = {"nets", "average", "optimizers_by_name", "clock", "setbacks", "rules"}
 """What ``System.state`` holds for all systems."""
 
 LOOKED_AT = {"ledger", "seats", "_active", "_unread"}
@@ -45,6 +45,14 @@ def digest(value: Any, depth: int = 0) -> str:
 def attributes(system: System) -> dict[str, str]:
     """Digest of every attribute; Lightning's own begin with these."""
     found = {**vars(system), **dict(system.named_children())}
+    held = {id(part) for part in system.rules.values()}  # saved as ``rules``, whoever else holds them
+
+    def without(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inner for inner in value if id(inner) not in held]
+        return {k: v for k, v in value.items() if id(v) not in held} if type(value) is dict else value
+
+    found = {name: without(value) for name, value in found.items() if id(value) not in held}
     lightnings = ("_modules", "_trainer", "_fabric", "_parameters", "_buffers")
     return {name: digest(value) for name, value in found.items() if not name.startswith(lightnings)}
 

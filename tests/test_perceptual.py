@@ -248,7 +248,7 @@ def test_the_console_and_the_card_say_which_network_it_was(run: Run, workplace: 
 def test_vectors_and_a_weight_of_nothing_are_refused(run: Run) -> None:
     ended = run("check", "size=tiny", "model=dfc_vae", "data=ring", "model/net=mlp", "trainer=cpu")
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
-    assert "model.loss" in ended.err
+    assert "model=dfc_vae is for images" in ended.err
     ended = run("check", *words("model=dfc_vae", "loss.weight=0"))
     assert (ended.code, "model.loss.weight=0" in ended.err) == (2, True)
 

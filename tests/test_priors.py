@@ -112,9 +112,7 @@ def test_codes_of_points_in_the_plane_are_no_wider_than_they(model: str, most: i
     assert tiny(f"model={model}", "data=ring")["model"]["latent"] == most
 
 
-@pytest.mark.parametrize(
-    ("model", "wanted"), [("compress", "data of images"), ("dcign", 'data=shapes "data.vary={size: 1, ')]
-)
+@pytest.mark.parametrize(("model", "wanted"), [("compress", "data of images"), ("dcign", "data=shapes, or")])
 def test_what_is_for_images_says_so(model: str, wanted: str) -> None:
     line = f"data=ring: vectors, and model={model} is for images: choose {wanted}"
     with pytest.raises(UserError, match=re.escape(line)):

@@ -16,7 +16,7 @@ WRONG = [
     ("sweep.parallel=0", r"sweep\.parallel=0: at least 1"),
     ("sweep=null", "sweep: None does not fit, a mapping"),
     ("sweep=3", "sweep: 3 does not fit, a mapping"),
-    ("+sweep.foo=1", r"sweep\.foo: .*there are: parallel, retry"),
+    ("+sweep.foo=1", r"sweep\.foo: .*there are: over, parallel, retry"),
     ("train=null", "train: None does not fit, a mapping"),
     ("data=null", "data=null: the name of an option .*digits"),
     ("model=null", "model=null: the name of an option .*wgan_gp"),

@@ -117,7 +117,7 @@ def test_all_batch_norms_of_the_averaged_generator_are_measured_and_put_back() -
 @pytest.mark.parametrize(
     ("overrides", "at", "said"),
     [
-        (("model=dcgan", "+model.prior=uniform"), 0.5, "model.prior=uniform has no tails"),
+        (("model=dcgan", "model.prior=uniform"), 0.5, "model.prior=uniform has no tails"),
         (("model=dcgan",), -1.0, "truncation=-1: above 0"),
         (("model=vae",), 0.5, "Variational.* has no latent that could be truncated"),
     ],

@@ -181,7 +181,8 @@ def _one_line(error: Exception, overrides: Sequence[str], config_name: str, conf
     if isinstance(error, InterpolationResolutionError):
         resolver, _, said = str(error).splitlines()[0].rpartition(" raised while resolving interpolation: ")
         return said if resolver == UserError.__name__ else f"{error.full_key}: {said}"
-    if twice := re.match(r"Multiple values for ([\w/]+)\. ", str(error)):
+    twice = re.match(r"Multiple values for ([\w/]+)\. ", str(error))
+    if twice and any(word.startswith(f"+{twice[1]}=") for word in overrides):
         return f"+{twice[1]}: the group has its place already; {twice[1]}=... chooses, without the +"
     if "Config group override must be" in str(error):
         return _without_option(overrides, config_dirs) or str(error)
