@@ -33,8 +33,9 @@ def commands(page: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def made_small(words: list[str]) -> list[str]:
-    """The same command on a tiny budget; what the reader chose stays chosen."""
+def made_small(words: list[str], *, whole: bool) -> list[str]:
+    """The same command on a tiny budget; what the reader chose stays chosen, but of a sweep that is not run ``whole``
+    the first job alone: each is a process of its own."""
     first = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else "train"
     if first != "train" or any(w in ("--cfg", "--info") for w in words):
         return words
@@ -43,7 +44,7 @@ def made_small(words: list[str]) -> list[str]:
     kept = [w for w in words if w.split("=")[0] not in {b.split("=")[0] for b in budget}]
     if "data=celeba" in words:
         budget += ["metrics=none", "train.batch_size=2"]  # its default score downloads Inception's weights
-    if "-m" in words and math.prod(1 + word.count(",") for word in kept) > 4:  # each job is a process of its own
+    if "-m" in words and (not whole or math.prod(1 + word.count(",") for word in kept) > 4):
         kept = [",".join(word.split(",")[: 2 if word.startswith("experiment=") else 1]) for word in kept]
     return [*kept, *budget]
 
@@ -68,13 +69,15 @@ def test_commands_of_the_page_run(page: Path, workplace: Path, capfd: pytest.Cap
             file = workplace / head.removeprefix("# ")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(body, encoding="utf-8")
+    small_sweeps = 0
     for command in commands(page):
         program, *words = shlex.split(command)
         if program == "make":
             subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
             continue
         assert program == "gentrain", command
-        code = main(made_small(words))
+        small_sweeps += "-m" in words and "size=tiny" in words
+        code = main(made_small(words, whole=small_sweeps == 1 and "size=tiny" in words))
         shown = capfd.readouterr()
         assert code == (2 if command in REFUSED else 0), f"{command}\n{shown.out[-2000:]}\n{shown.err[-3000:]}"
 
