@@ -10,7 +10,6 @@ size of each loss's gradient with respect to the critic's output, whole.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from gentrain.objectives import adversarial
 from gentrain.objectives.adversarial import AdversarialLoss
-from gentrain.report.canvas import write_atomically
+from gentrain.report.canvas import save_figure, write_atomically
 
 LOSSES: dict[str, tuple[AdversarialLoss, str]] = {
     "minimax": (adversarial.minimax(), "#b5402a"),
@@ -62,9 +61,7 @@ def picture(out: Path) -> None:
     for axes in (left, right):
         axes.legend(fontsize="small")
         axes.grid(color="#eeeeee")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    write_atomically(out, data.getvalue())
+    save_figure(figure, out)
 
 
 def main(arguments: Sequence[str]) -> int:

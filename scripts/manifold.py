@@ -10,7 +10,6 @@ The data are data=ring with so many modes that they run together, so the distanc
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -31,7 +30,7 @@ from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.sampling import at_rest, draw
 from gentrain.engine.system import System
 from gentrain.models.dae import score
-from gentrain.report.canvas import write_atomically
+from gentrain.report.canvas import save_figure, write_atomically
 
 RADIUS, NOISE, REACH, SIGMA = 1.0, 0.05, 0.4, 0.2
 """Of the circle; of the data across it; of the points that stand off it; of the denoiser's corruption."""
@@ -135,9 +134,7 @@ def picture(systems: dict[str, System], data: DataSet, n: int, path: Path) -> No
         field(panels[1, column], "r(x) - x", system)
         if hasattr(system, "sample"):
             panel(panels[1, 0], f"{name}: samples", (test, grey), (draw(system, n, seed=0), blue))
-    data_of_png = io.BytesIO()
-    figure.savefig(data_of_png, format="png", metadata={"Software": None})
-    write_atomically(path, data_of_png.getvalue())
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str]) -> int:

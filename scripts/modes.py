@@ -11,7 +11,6 @@ added one by one.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -32,7 +31,7 @@ from gentrain.engine.sampling import draw
 from gentrain.engine.session import Scoring
 from gentrain.engine.system import System
 from gentrain.engine.validation import score_system
-from gentrain.report.canvas import write_atomically
+from gentrain.report.canvas import save_figure, write_atomically
 
 EXPERIMENTS = ("ring_collapse", "ring_prediction", "ring_wgan_gp", "grid_prediction", "grid_wgan_gp")
 SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -86,9 +85,7 @@ def picture(rows: dict[str, tuple[str, dict[int, Tensor]]], out: Path) -> None:
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
             axes.set_title(f"{iteration:,}", fontsize=9)
         line[0].set_ylabel(name, fontsize=9)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    write_atomically(out, png.getvalue())
+    save_figure(figure, out)
 
 
 def main(arguments: Sequence[str]) -> int:

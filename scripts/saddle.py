@@ -10,7 +10,6 @@ are those of the engine: the same turns that train a GAN.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
 from gentrain.engine.turns import Alternating, Prediction, Simultaneous, Turns
-from gentrain.report.canvas import write_atomically
+from gentrain.report.canvas import save_figure, write_atomically
 from gentrain.types import Images, Spec, Terms
 
 START, SHOWN, REACH = (1.0, 1.0), 300, 2.2
@@ -123,9 +122,7 @@ def picture(paths: dict[str, dict[str, list[tuple[float, float]]]], out: Path) -
             axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
             axes.set(xlabel="u, goes down", ylabel="v, goes up")
             axes.set_title(f"{turns}: f = {name.replace('^2', '²')}", fontsize=10)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    write_atomically(out, data.getvalue())
+    save_figure(figure, out)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,7 +11,6 @@ their own, and Wasserstein's has its gradient penalty.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from gentrain.engine.fit import build_system, check_config
 from gentrain.engine.system import System
 from gentrain.objectives import adversarial
 from gentrain.objectives.adversarial import AdversarialLoss
-from gentrain.report.canvas import write_atomically
+from gentrain.report.canvas import save_figure, write_atomically
 
 BATCH, SAMPLES, RATE = 256, 1024, 1e-3
 MARKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000)
@@ -91,9 +90,7 @@ def picture(marks: Sequence[int], found: dict[str, list[float]], colours: dict[s
     axes.set_xscale("symlog", linthresh=1)
     axes.legend(fontsize="small")
     axes.grid(color="#eeeeee")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    write_atomically(out, data.getvalue())
+    save_figure(figure, out)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -153,6 +153,8 @@ class Adversarial(Generating):
     def _answered(self, batch: Images, made: Made) -> Terms:
         fake = self._viewed(made.x)
         on_fake = self.nets["critic"].judge(fake, made.labels)  # type: ignore[operator]
+        if not self.aims and not self.loss.relative:  # nobody asks about real samples
+            return self._weighted("generator", self.loss.generator(on_fake.score))
         real, on_real = batch.signed, None
         if self.loss.relative or any(aim.needs_real for aim in self.aims.values()):
             with torch.no_grad():  # the critic stands still, and the generator has no part in these

@@ -132,6 +132,13 @@ def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object] | 
     return write_atomically(path, data.getvalue())
 
 
+def save_figure(figure: Any, path: Path) -> Path:
+    """A matplotlib figure as PNG, whole or not at all; the same bytes for the same figure."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    return write_atomically(path, data.getvalue())
+
+
 def write_atomically(path: Path, data: bytes) -> Path:
     """Write ``data`` beside ``path`` and rename; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
