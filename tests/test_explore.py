@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from gentrain.cli import main
-from gentrain.commands.explore import TOOLS
+from gentrain.commands.tools import TOOLS
 from gentrain.data.sources import digits
 from gentrain.engine.restore import load_system
 from gentrain.engine.sampling import at_rest
@@ -153,7 +153,8 @@ def test_files_are_named_by_what_was_asked_and_lie_in_the_run(runs: dict[str, Pa
 
 
 def test_mistakes_are_one_line_with_the_nearest_names(runs: dict[str, Path], explore: Explore, tmp_path: Path) -> None:
-    at = f"run={runs['ae']}"
+    at, photo = f"run={runs['ae']}", tmp_path / "photo.png"
+    Image.new("RGB", (16, 16), (200, 40, 40)).save(photo)
     for words, said in (
         (["prob", at], r"prob: no such tool (did you mean probe?)"),
         ([at], "explore: which tool?"),
@@ -174,7 +175,18 @@ def test_mistakes_are_one_line_with_the_nearest_names(runs: dict[str, Path], exp
         (["traverse", at, "reach=0"], "reach=0: above 0"),
         (["reconstruct", f"run={runs['ring']}"], "data 'ring' are vectors"),
         (["probe", f"run={runs['ring']}"], "data 'ring' have no class labels"),
-        (["project", at, "edit=age"], "edit=age: none, or some of path, class, label"),
+        (["project", at, "edit=age"], "edit=age: none, or some of path, class, label, strokes"),
+        (["project", at, "edit=strokes"], "edit=strokes: strokes= is missing; strokes=FILE shows the colours"),
+        (["project", at, "edit=strokes", "strokes=a.png", "mask=b.png"], "strokes=a.png: there is no such file"),
+        (["project", at, "pictures=nowhere"], "pictures=nowhere: there is no such folder or file"),
+        (["project", at, f"pictures={photo}"], "pictures: 16x16 RGB pictures, held against 8x8 grey: say resize="),
+        (["project", at, f"pictures={photo}", "images=3"], "images= and pictures="),
+        (
+            ["project", at, f"pictures={photo}", "resize=tilt"],
+            "resize=tilt is not possible here; choose from crop, stretch",
+        ),
+        (["project", at, f"pictures={photo}", "channels=2"], "channels=2: 1, 3"),
+        (["project", at, "channels=1"], "channels= is about pictures=FOLDER, which is missing"),
         (["project", at, "edit=label"], "edit=label: the system's images are not made for a class"),
         (["project", at, "edit=class", "from=3"], "to= is missing, a class"),
         (["project", at, "images=3,900"], "images=900: a place in the test split, 0 to 358"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gentrain.data.dataset import DataSet, in_memory
@@ -15,6 +16,7 @@ from gentrain.data.sources import digits
 from gentrain.errors import UserError
 from gentrain.explore import classes, edits, interpolate, neighbours, project
 from gentrain.explore.inversion import Inversion, Likeness, inverse_net, trained_inverse
+from gentrain.explore.strokes import Strokes
 from gentrain.explore.study import Study, mean_square
 from gentrain.types import Spec
 
@@ -66,6 +68,7 @@ ASKED: dict[str, Any] = {
 
 
 def projected(study: Study, path: Path, **changes: Any) -> dict[str, Any]:
+    torch.manual_seed(0)  # of the encoder's weights and noise
     with torch.no_grad():
         return project.explore(study, path / "p.png", **(ASKED | changes)).result
 
@@ -262,7 +265,114 @@ def test_the_inverse_learns_codes_of_generated_images() -> None:
         assert inverse_net(shape, 7, width=2)(torch.zeros(2, *shape)).shape == (2, 7)
 
 
+# ---------------------------------------------------------------- pictures of one's own
+
+
+def saved(x: Tensor, place: Path) -> Path:
+    """uint8 [1 S S] as a file."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(x[0].numpy()).save(place)
+    return place
+
+
+def test_pictures_of_ones_own_are_projected_like_test_images(tmp_path: Path) -> None:
+    system = Generator()
+    data = images_of(system)
+    study, quick = study_of(system, data), {"steps": 20, "encoder_steps": 3}
+    for i, x in enumerate(data.test.take(torch.tensor([0, 4, 8])).x):
+        saved(x, tmp_path / "mine" / f"{i}.png")
+    theirs = projected(study, tmp_path, **quick)
+    mine = projected(study, tmp_path, pictures=str(tmp_path / "mine"), **quick)
+    assert mine["measured"] == theirs["measured"]
+    assert mine["protocol"]["pictures"]["found"] == 3
+    assert mine["classes"] is None
+    other = saved(data.test.take(torch.tensor([5])).x[0].flip(1), tmp_path / "other.png")
+    alone = projected(study, tmp_path, pictures=str(other), **quick)
+    assert alone["index"] == [0]
+    assert alone["measured"]["opt"]["errors"][0] not in mine["measured"]["opt"]["errors"]
+
+    large = tmp_path / "large.png"
+    Image.open(other).resize((24, 24), Image.Resampling.NEAREST).convert("RGB").save(large)
+    with pytest.raises(UserError, match=r"pictures: 24x24 RGB pictures, held against 8x8 grey: say resize=stretch"):
+        projected(study, tmp_path, pictures=str(large), **quick)
+    small = projected(study, tmp_path, pictures=str(large), resize="stretch", channels="1", **quick)
+    assert small["protocol"]["pictures"]["resize"] == "stretch bicubic from 24x24"
+    with pytest.raises(UserError, match=r"class= is about pictures=FOLDER, which is missing"):
+        projected(study, tmp_path, label="a")
+
+
+def test_pictures_for_a_generator_of_classes_say_theirs(tmp_path: Path) -> None:
+    system = Generator(conditional=True)
+    data = images_of(system)
+    test, quick = data.test.all(), {"steps": 20, "encoder_steps": 3}
+    assert test.y is not None
+    for i, (x, y) in enumerate(zip(test.x[:3], test.y[:3], strict=True)):
+        saved(x, tmp_path / "loose" / f"{i}.png")
+        saved(x, tmp_path / "named" / data.spec.class_names[int(y)] / f"{i}.png")
+    study, loose = study_of(system, data), str(tmp_path / "loose")
+    with pytest.raises(
+        UserError, match=r"loose: the system makes images of a class, .* give class=\.\.\., or put them"
+    ):
+        projected(study, tmp_path, pictures=loose, **quick)
+    assert projected(study, tmp_path, pictures=loose, label="b", **quick)["classes"] == ["b", "b", "b"]
+    named = projected(study, tmp_path, pictures=str(tmp_path / "named"), **quick)
+    assert named["classes"] == ["a", "b", "c"]
+    assert named["measured"] == projected(study, tmp_path, images=(0, 1, 2), **quick)["measured"]
+    with pytest.raises(UserError, match="class=d: no such class"):
+        projected(study, tmp_path, pictures=loose, label="d")
+
+
 # ---------------------------------------------------------------- edits
+
+
+def brushed(tmp_path: Path, colours: Tensor, mask: Tensor, **changes: Any) -> dict[str, Any]:
+    """Of ``edit=strokes`` on test image 0, with colours uint8 [1 8 8] under mask bool [8 8]."""
+    system = Generator()
+    asked = {"images": (0,), "steps": 60, "encoder_steps": 30, "edit": ("strokes",), "stay": 0.001, **changes}
+    files = saved(colours, tmp_path / "strokes.png"), saved(mask[None].to(torch.uint8) * 255, tmp_path / "mask.png")
+    found = projected(study_of(system, images_of(system)), tmp_path, strokes=str(files[0]), mask=str(files[1]), **asked)
+    edit: dict[str, Any] = found["edits"]["strokes"]
+    return edit
+
+
+def test_strokes_pull_the_code_to_their_colours_and_nothing_but_what_is_under_them_does(tmp_path: Path) -> None:
+    wanted = images_of(Generator()).test.all().x[7]  # can be made: the colours can be reached
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4, 2:6] = True
+    found = brushed(tmp_path, wanted, mask)
+    assert found["pixels"] == 16
+    assert found["error_under_strokes_before"] > 0.01
+    assert found["error_under_strokes"] < 0.1 * found["error_under_strokes_before"]
+    elsewhere = torch.where(mask, wanted, 255 - wanted)
+    assert brushed(tmp_path, elsewhere, mask) == found
+    assert brushed(tmp_path, torch.where(mask, 255 - wanted, wanted), mask)["codes"] != found["codes"]
+    adam = brushed(tmp_path, wanted, mask, optimizer="adam", steps=150)
+    assert adam["error_under_strokes"] < 0.2 * adam["error_under_strokes_before"]
+
+
+def test_an_edit_stays_near_the_code_that_it_began_at(tmp_path: Path) -> None:
+    wanted, mask = images_of(Generator()).test.all().x[7], torch.ones(8, 8, dtype=torch.bool)
+    free, near, held = (brushed(tmp_path, wanted, mask, stay=stay) for stay in (0.0, 1.0, 1e4))
+    assert free["code_moved_in_spreads"] > near["code_moved_in_spreads"] > 10 * held["code_moved_in_spreads"]
+    assert free["error_under_strokes"] < near["error_under_strokes"] < held["error_under_strokes"]
+    assert held["changed_elsewhere"] == 0.0
+
+
+def test_gradients_of_strokes_are_those_of_the_pixels_under_them() -> None:
+    mask = torch.rand(8, 8) > 0.5
+    strokes = Strokes(torch.randint(256, (1, 8, 8)).to(torch.uint8), mask, 0.0)
+    x = torch.rand(2, 1, 8, 8).mul(2).sub(1).requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(strokes.far(x).sum(), x)
+    wanted = strokes.colours.float() / 127.5 - 1
+    assert torch.allclose(slope, 2 * (x.detach() - wanted) * mask / int(mask.sum()), atol=1e-6)
+    empty = torch.zeros(8, 8)
+    assert bool((slope[..., ~mask] == empty[~mask]).all())
+
+
+def test_a_mask_with_nothing_in_it_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mask=.*: nothing in it is lighter than the middle grey"):
+        brushed(tmp_path, torch.zeros(1, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.bool))
 
 
 def test_a_label_is_swapped_and_the_code_stays(tmp_path: Path) -> None:

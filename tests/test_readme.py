@@ -63,7 +63,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_the_page_run(page: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for language in ("python", "yaml"):
+    for language in ("python", "yaml", "pgm"):
         for block in blocks(page, language):
             head, _, body = block.partition("\n")
             file = workplace / head.removeprefix("# ")

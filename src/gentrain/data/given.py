@@ -62,22 +62,25 @@ class Pictures:
         return self.y if int(self.y.min()) >= 0 and int(self.y.max()) < spec.classes else None
 
 
-def read(place: Path, said: Said, key: str, shape: tuple[int, ...] | None = None) -> Pictures:
+def read(place: Path, said: Said, key: str, shape: tuple[int, ...] | None = None, *, single: bool = False) -> Pictures:
     """The pictures at ``place``: a folder of image files (its sub-folders are classes), a folder of ``.npz`` or
-    ``.npy`` files, or one such file. ``shape``: [C S S] they are held against; None: they stay as they are.
+    ``.npy`` files, or one such file; with ``single`` one image file too. ``shape``: [C S S] they are held against;
+    None: they stay as they are.
 
     Raises UserError that begins with ``key`` or a path, before much is read wherever the heads of files tell.
     """
     home = place.expanduser()
     if home.is_dir():
         images, arrays = _sorted_out(home, key)
+    elif single and home.is_file() and home.suffix.lower() in SUFFIXES:
+        home, images, arrays = home.parent, [home.name], []
     elif home.exists():
         images, arrays = [], [home]
         if home.suffix.lower() not in array_files.SUFFIXES:
             raise UserError(f"{key}={shown(place)}: {_why_not(home.name)}")
     else:
         raise UserError(f"{key}={shown(place)}: there is no such folder or file")
-    said_facts = {"path": str(home.absolute()), "files": len(images) or len(arrays)}
+    said_facts = {"path": str(place.expanduser().absolute()), "files": len(images) or len(arrays)}
     if arrays:
         x, y, facts = read_arrays(arrays, said, shape, key)
         classes: tuple[str, ...] = ()

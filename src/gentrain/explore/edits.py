@@ -1,4 +1,4 @@
-"""What can be done to projected images: a path from one to the next, an attribute's vector, another class."""
+"""What can be done to projected images: a path to the next, an attribute's vector, another class, a brush's strokes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from gentrain.errors import UserError
 from gentrain.explore.arithmetic import change_of, some_of
 from gentrain.explore.interpolate import along
-from gentrain.explore.inversion import Code
+from gentrain.explore.inversion import Code, Inversion
 from gentrain.explore.judge import judge
+from gentrain.explore.strokes import Strokes, edited
 from gentrain.explore.study import Seen, Study
 from gentrain.report.strips import Row, strip_block
 
@@ -25,7 +26,7 @@ Blocks = list[tuple[str, Image.Image]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """``edit``: some of path, class and label. The rest is of ``class``: see ``project``."""
+    """``edit``: some of path, class, label and strokes. The rest but the last is of ``class``: see ``project``."""
 
     edit: tuple[str, ...]
     source: str
@@ -33,6 +34,7 @@ class Wanted:
     attribute: str
     strengths: tuple[float, ...]
     train: int
+    strokes: Strokes | None = None
 
 
 def refuse(study: Study, wants: Wanted) -> None:
@@ -46,9 +48,10 @@ def refuse(study: Study, wants: Wanted) -> None:
 
 
 def made(
-    study: Study, wants: Wanted, seen: Seen, labels: Tensor | None, codes: Tensor, encoder: Code, show: int
+    inversion: Inversion, wants: Wanted, seen: Seen, labels: Tensor | None, codes: Tensor, encoder: Code, show: int
 ) -> tuple[dict[str, Any], Blocks]:
     """Numbers by edit, and blocks for the picture. ``codes``: of the projected images ``seen`` [N Z]."""
+    study = inversion.study
     facts: dict[str, Any] = {}
     blocks: Blocks = []
     for name in wants.edit:
@@ -57,6 +60,9 @@ def made(
             facts[name] = {"steps": STEPS, "class": "of the first image" if labels is not None else None}
         elif name == "label":
             facts[name], block = _label(study, seen, codes, show)
+            blocks.append(block)
+        elif name == "strokes" and wants.strokes is not None:
+            facts[name], block = edited(inversion, wants.strokes, seen, labels, codes, show)
             blocks.append(block)
         else:
             facts[name], block = _class(study, wants, seen, labels, codes, encoder, show)
@@ -90,15 +96,15 @@ def _class(
         for which in (change.without[0], change.having[0])
     ]
     vector = (means[1] - means[0]).float()
-    edited = {strength: study.decode(codes + strength * vector, labels) for strength in wants.strengths}
+    moved = {strength: study.decode(codes + strength * vector, labels) for strength in wants.strengths}
     rows: list[Row] = [
-        (f"image {int(seen.index[i])}", torch.cat([seen.x[i, None], *(x[i, None] for x in edited.values())]))
+        (f"image {int(seen.index[i])}", torch.cat([seen.x[i, None], *(x[i, None] for x in moved.values())]))
         for i in range(min(show, len(seen)))
     ]
     judged, target = judge(study), change.target
     shares = {}
     if judged is not None and target is not None:
-        shares = {f"{s:g}": float(judged(x).argmax(1).eq(target).double().mean()) for s, x in edited.items()}
+        shares = {f"{s:g}": float(judged(x).argmax(1).eq(target).double().mean()) for s, x in moved.items()}
     facts = {
         "change": change.title,
         "norm": float(vector.norm()),

@@ -21,6 +21,8 @@ from gentrain.types import to_signed
 
 Code = Callable[[Tensor], Tensor]
 """uint8 [N C H W] -> codes [N Z], both on the CPU."""
+Goal = Callable[[slice], Callable[[Tensor], Tensor]]
+"""What is minimised for some rows of all codes: of their codes [B Z] on the device a number each [B]."""
 
 TRAINING_BATCH = 64
 HISTORY = 20
@@ -96,36 +98,46 @@ class Inversion:
 
     def refined(self, x: Tensor, labels: Tensor | None, start: Tensor) -> Tensor:
         """Codes [N Z] found from ``start`` [N Z]; the start itself where nothing better is."""
-        search = self._lbfgs if self.optimizer == "lbfgs" else self._adam
-        with torch.enable_grad(), torch.autocast(self.study.device.type, enabled=False):
-            found = search(x, labels, start.clone())
-        before, after = (self.errors(x, labels, z) for z in (start, found))
-        return torch.where((after < before)[:, None], found, start)  # false for nan
+        return self.searched(self._likeness_to(x, labels), start)
 
     def errors(self, x: Tensor, labels: Tensor | None, z: Tensor) -> Tensor:
         """float32 [N] of codes [N Z], on the CPU."""
+        return self.values(self._likeness_to(x, labels), z)
+
+    def searched(self, goal: Goal, start: Tensor) -> Tensor:
+        """Codes [N Z] with a lower ``goal`` than ``start`` [N Z]; the start itself where nothing better is."""
+        search = self._lbfgs if self.optimizer == "lbfgs" else self._adam
+        with torch.enable_grad(), torch.autocast(self.study.device.type, enabled=False):
+            found = search(goal, start.clone())
+        before, after = (self.values(goal, z) for z in (start, found))
+        return torch.where((after < before)[:, None], found, start)  # false for nan
+
+    def values(self, goal: Goal, z: Tensor) -> Tensor:
+        """float32 [N] of codes [N Z], on the CPU."""
         with torch.no_grad(), torch.autocast(self.study.device.type, enabled=False):
-            return torch.cat([self.error(*self._one(x, labels, z, i)).cpu() for i in range(len(x))])
+            each = [goal(slice(i, i + 1))(z[i, None].to(self.study.device)) for i in range(len(z))]
+            return torch.cat(each).float().cpu()
 
-    def _one(
-        self, x: Tensor, labels: Tensor | None, z: Tensor, i: int
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-        some, device = slice(i, i + 1), self.study.device
-        with torch.no_grad():
-            wanted = self.likeness.maps(to_signed(x[some].to(device)))
-        return z[some].to(device), wanted, None if labels is None else labels[some].to(device)
+    def _likeness_to(self, x: Tensor, labels: Tensor | None) -> Goal:
+        def goal(rows: slice) -> Callable[[Tensor], Tensor]:
+            with torch.no_grad():
+                wanted = self.likeness.maps(to_signed(x[rows].to(self.study.device)))
+            y = None if labels is None else labels[rows].to(self.study.device)
+            return lambda z: self.error(z, wanted, y)
 
-    def _lbfgs(self, x: Tensor, labels: Tensor | None, z: Tensor) -> Tensor:
-        for i in range(len(x)):  # together they would share one length of step
-            one, wanted, y = self._one(x, labels, z, i)
-            one = one.clone().requires_grad_()
+        return goal
+
+    def _lbfgs(self, goal: Goal, z: Tensor) -> Tensor:
+        for i in range(len(z)):  # together they would share one length of step
+            error = goal(slice(i, i + 1))
+            one = z[i, None].to(self.study.device).clone().requires_grad_()
             search = torch.optim.LBFGS(
                 [one], max_iter=self.steps, history_size=HISTORY, line_search_fn="strong_wolfe",
                 tolerance_grad=1e-9, tolerance_change=1e-12,
             )  # fmt: skip
 
-            def closure(one: Tensor = one, wanted: Sequence[Tensor] = wanted, y: Tensor | None = y) -> Tensor:
-                loss = self.error(one, wanted, y).sum()
+            def closure(one: Tensor = one, error: Callable[[Tensor], Tensor] = error) -> Tensor:
+                loss = error(one).sum()
                 (one.grad,) = torch.autograd.grad(loss, one)
                 return loss
 
@@ -133,15 +145,13 @@ class Inversion:
             z[i] = one.detach()[0].cpu()
         return z
 
-    def _adam(self, x: Tensor, labels: Tensor | None, z: Tensor) -> Tensor:
-        device = self.study.device
-        wanted = self.likeness.maps(to_signed(x.to(device)))
-        y = None if labels is None else labels.to(device)
-        all_of_them = z.to(device).requires_grad_()
+    def _adam(self, goal: Goal, z: Tensor) -> Tensor:
+        error = goal(slice(0, len(z)))
+        all_of_them = z.to(self.study.device).requires_grad_()
         search = torch.optim.Adam([all_of_them], lr=0.1 * float(self.spread.mean()))
         fall = torch.optim.lr_scheduler.LinearLR(search, 1.0, 0.05, self.steps)
         for _ in range(self.steps):
-            loss = self.error(all_of_them, wanted, y).sum()
+            loss = error(all_of_them).sum()
             (all_of_them.grad,) = torch.autograd.grad(loss, all_of_them)
             search.step()
             fall.step()

@@ -23,6 +23,8 @@ from gentrain.evaluation.perceptual import VGG19, DomainFeatures
 from gentrain.explore import edits
 from gentrain.explore.arithmetic import change_of, some_of
 from gentrain.explore.inversion import Code, Inversion, Likeness, trained_inverse
+from gentrain.explore.own import Own
+from gentrain.explore.strokes import Strokes
 from gentrain.explore.study import Found, Seen, Study, mean_square
 from gentrain.report.strips import Row, stack, strip_block
 from gentrain.types import to_signed
@@ -45,20 +47,25 @@ def explore(
     images: tuple[int, ...], n: int, mode: str, starts: int, steps: int, optimizer: str, encoder_steps: int,
     features: str, pixel_weight: float, feature_weight: float, pull: float,
     edit: tuple[str, ...], source: str, target: str, attribute: str, strengths: tuple[float, ...], train: int,
-    show: int,
+    show: int, pictures: str = "", resize: str = "", channels: str = "", levels: str = "", label: str = "",
+    strokes: str = "", mask: str = "", stay: float = 0.1,
 ) -> Found:  # fmt: skip
     """``images``: places in the test split; without any ``n`` spread over it (with ``edit=class`` over those that lack
-    what is added). All three ways are gone; ``mode``: the one whose codes are edited. ``starts``: draws of the prior
+    what is added). ``pictures``: a file or folder in their place, ``resize`` to ``label`` as ``Own`` has them. All
+    three ways are gone; ``mode``: the one whose codes are edited. ``starts``: draws of the prior
     that the optimisation sets out from, ``steps`` from each, ``encoder_steps``: of the encoder's training, for a system
     that has none. ``features``: ``domain``, ``vgg19``, a domain extractor's file, or ``none``. ``pull``: see
     ``Inversion``. ``edit``: ``path`` between neighbours, ``class`` by the vector from ``source`` to ``target`` (or of
-    ``attribute``) from ``train`` images of each, ``label`` asks for every class. ``show``: images in the picture."""
+    ``attribute``) from ``train`` images of each, ``label`` asks for every class, ``strokes`` changes what is under
+    a brush, see ``Strokes``. ``show``: images in the picture."""
     study.require_images("project")
     if pixel_weight == 0 and (feature_weight == 0 or features == "none"):
         raise UserError("explore project: pixel_weight=0 and no features leave nothing to compare images by")
-    wants = edits.Wanted(edit, source, target, attribute, strengths, train)
+    brush = Strokes.read(study, strokes, mask, resize, stay) if "strokes" in edit else None
+    wants = edits.Wanted(edit, source, target, attribute, strengths, train, brush)
     edits.refuse(study, wants)
-    seen = study.at("test", _places(study, images, n, wants))
+    own = Own(pictures, resize, channels, levels, label)
+    seen, read = _chosen(study, images, n, wants, own)
     labels = seen.y if study.told_classes else None
     net, extractor = _features(study, features)
     centre, sd, drawn = _codes_of(study, starts)
@@ -73,11 +80,11 @@ def explore(
     rows: list[Row] = [("image", seen.x[:show])]
     rows += [(f"{name} {measured[name]['error']:.4f}", way.images[:show]) for name, way in ways.items()]
     blocks = [("", strip_block(rows, [f"{int(i)}" for i in seen.index[:show]]))]
-    edited, more = edits.made(study, wants, seen, labels, ways[mode].codes, encoder, show)
+    edited, more = edits.made(inversion, wants, seen, labels, ways[mode].codes, encoder, show)
     stack([*blocks, *more], path)
     result = {
         "protocol": {
-            "images": len(seen), "split": "test", "starts": starts, "steps": steps, "optimizer": optimizer,
+            "images": len(seen), **read, "starts": starts, "steps": steps, "optimizer": optimizer,
             "encoder": "the system's own" if study.can("encode") else f"trained for {encoder_steps} steps",
             "features": extractor, "pixel_weight": pixel_weight, "feature_weight": feature_weight, "pull": pull,
             "error": "mean squared error per pixel, images in [0, 1], both of 256 levels",
@@ -89,11 +96,27 @@ def explore(
         "index": seen.index.tolist(),
         "classes": study.names(seen.y) if seen.y is not None and seen.y.ndim == 1 and study.data.spec.classes else None,
     }  # fmt: skip
-    return Found(result, _lines(measured, ways, taught, len(seen)))
+    return Found(result, _lines(measured, ways, taught, f"{len(seen)} {'pictures' if pictures else 'test images'}"))
 
 
 def to_device(study: Study, x: Tensor) -> Tensor:
     return x.to(study.device)
+
+
+def _chosen(
+    study: Study, images: tuple[int, ...], n: int, wants: edits.Wanted, own: Own
+) -> tuple[Seen, dict[str, Any]]:
+    """What is projected, and where it comes from."""
+    if not own.place:
+        if said := [name for name in ("resize", "channels", "label") if getattr(own, name)]:
+            key = said[0].replace("label", "class")
+            if not (key == "resize" and wants.strokes):
+                raise UserError(f"explore project: {key}= is about pictures=FOLDER, which is missing")
+        return study.at("test", _places(study, images, n, wants)), {"split": "test"}
+    if images:
+        raise UserError(f"explore project: images= and pictures={own.place}: one of the two")
+    seen, facts = own.seen(study, n)
+    return seen, {"pictures": facts}
 
 
 def _places(study: Study, images: tuple[int, ...], n: int, wants: edits.Wanted) -> Tensor:
@@ -185,8 +208,8 @@ def _measured(inversion: Inversion, seen: Seen, way: Projected) -> dict[str, Any
     return found
 
 
-def _lines(measured: dict[str, Any], ways: dict[str, Projected], taught: float, count: int) -> list[str]:
-    lines = [f"{count} test images; {taught:.1f} s for the encoder"]
+def _lines(measured: dict[str, Any], ways: dict[str, Projected], taught: float, what: str) -> list[str]:
+    lines = [f"{what}; {taught:.1f} s for the encoder"]
     for name, of in measured.items():
         features = f", features {of['feature_error']:.4f}" if "feature_error" in of else ""
         lines.append(f"  {name:<8} mean squared error {of['error']:.5f}{features}, {ways[name].seconds:.1f} s")
