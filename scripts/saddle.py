@@ -1,4 +1,5 @@
-"""How players of two numbers move about a saddle: simultaneous steps, alternating steps, and the prediction method.
+"""How players of two numbers move about a saddle: simultaneous and alternating steps, the prediction method, the
+extragradient method, and optimistic gradients.
 
     python scripts/saddle.py [--rate 0.1] [--rounds 2000] [--out docs]
 
@@ -21,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gentrain.engine.optimistic import OptimisticSGD
 from gentrain.engine.player import Moves, Player
 from gentrain.engine.system import System
-from gentrain.engine.turns import Alternating, Prediction, Simultaneous, Turns
+from gentrain.engine.turns import Alternating, Extragradient, Prediction, Simultaneous, Turns
 from gentrain.report.canvas import save_figure, write_atomically
 from gentrain.types import Images, Spec, Terms
 
@@ -36,12 +38,21 @@ SADDLES: dict[str, Value] = {
     "uv": lambda u, v: u * v,
     "uv + 0.1 (u^2 - v^2)": lambda u, v: u * v + 0.1 * (u.square() - v.square()),
 }
-TURNS: dict[str, Callable[[], Turns]] = {
-    "simultaneous": Simultaneous,
-    "alternating": Alternating,
-    "prediction": partial(Prediction, ahead="down"),
+WAYS: dict[str, tuple[Callable[[], Turns], Callable[..., torch.optim.Optimizer]]] = {
+    "simultaneous": (Simultaneous, torch.optim.SGD),
+    "alternating": (Alternating, torch.optim.SGD),
+    "prediction": (partial(Prediction, ahead="down"), torch.optim.SGD),
+    "extragradient": (Extragradient, torch.optim.SGD),
+    "optimistic": (Simultaneous, OptimisticSGD),
 }
-COLOURS = {"simultaneous": "#b5402a", "alternating": "#8a8a8a", "prediction": "#2a5f8f"}
+"""Turns and optimiser."""
+COLOURS = {
+    "simultaneous": "#b5402a",
+    "alternating": "#8a8a8a",
+    "prediction": "#2a5f8f",
+    "extragradient": "#3f8f4f",
+    "optimistic": "#8a6fb0",
+}
 
 
 class Point(nn.Module):
@@ -51,13 +62,15 @@ class Point(nn.Module):
 
 
 class Saddle(System):
-    """Two players of one number each, by plain gradient steps."""
+    """Two players of one number each, by gradient steps of one of ``WAYS``."""
 
-    def __init__(self, value: Value, turns: Turns, rate: float) -> None:
-        def descent(parameters: Iterable[nn.Parameter], **more: Any) -> torch.optim.SGD:
-            return torch.optim.SGD(parameters, lr=rate, **more)
+    def __init__(self, value: Value, way: str, rate: float) -> None:
+        turns, optimizer = WAYS[way]
 
-        super().__init__(Spec((2,)), {"down": Moves(descent), "up": Moves(descent)}, turns)
+        def descent(parameters: Iterable[nn.Parameter], **more: Any) -> torch.optim.Optimizer:
+            return optimizer(parameters, lr=rate, **more)
+
+        super().__init__(Spec((2,)), {"down": Moves(descent), "up": Moves(descent)}, turns())
         self.value = value
         self.nets.update({"down": Point(START[0]), "up": Point(START[1])})
 
@@ -79,9 +92,9 @@ class Saddle(System):
         return u, v
 
 
-def path(value: Value, turns: Turns, rate: float, rounds: int) -> list[tuple[float, float]]:
+def path(value: Value, way: str, rate: float, rounds: int) -> list[tuple[float, float]]:
     """(u, v) before the first round and behind each one; it ends early beyond a distance of a million."""
-    system = Saddle(value, turns, rate)
+    system = Saddle(value, way, rate)
     system.prepare(total=rounds)
     places = [system.place]
     nothing = Images(torch.zeros(1, 2))
@@ -107,21 +120,21 @@ def picture(paths: dict[str, dict[str, list[tuple[float, float]]]], out: Path) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5, 7.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(15.5, 6.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(len(paths), 3)
+    rows = figure.subplots(len(paths), len(WAYS))
     line = torch.linspace(-REACH, REACH, 101)
     u, v = torch.meshgrid(line, line, indexing="xy")
-    for row, (name, by_turns) in zip(rows, paths.items(), strict=True):
-        for axes, (turns, places) in zip(row, by_turns.items(), strict=True):
+    for row, (name, by_way) in zip(rows, paths.items(), strict=True):
+        for axes, (way, places) in zip(row, by_way.items(), strict=True):
             axes.contour(line, line, SADDLES[name](u, v), levels=15, colors="#dddddd", linewidths=0.7)
             shown = places[:SHOWN]
-            axes.plot(*zip(*shown, strict=True), color=COLOURS[turns], linewidth=0.9)
+            axes.plot(*zip(*shown, strict=True), color=COLOURS[way], linewidth=0.9)
             axes.plot(*START, "o", color="black", markersize=4)
             axes.plot(0, 0, "+", color="black", markersize=9)
             axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
             axes.set(xlabel="u, goes down", ylabel="v, goes up")
-            axes.set_title(f"{turns}: f = {name.replace('^2', '²')}", fontsize=10)
+            axes.set_title(f"{way}: f = {name.replace('^2', '²')}", fontsize=10)
     save_figure(figure, out)
 
 
@@ -131,16 +144,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     given = parser.parse_args(arguments)
-    paths = {
-        name: {turns: path(value, make(), given.rate, given.rounds) for turns, make in TURNS.items()}
-        for name, value in SADDLES.items()
-    }
+    paths = {name: {way: path(value, way, given.rate, given.rounds) for way in WAYS} for name, value in SADDLES.items()}
     (given.out / "pictures").mkdir(parents=True, exist_ok=True)
     picture(paths, given.out / "pictures" / "saddle.png")
-    found = {name: {turns: summary(places) for turns, places in some.items()} for name, some in paths.items()}
+    found = {name: {way: summary(places) for way, places in some.items()} for name, some in paths.items()}
     for name, some in found.items():
-        for turns, numbers in some.items():
-            print(f"{name:<22} {turns:<13} " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+        for way, numbers in some.items():
+            print(f"{name:<22} {way:<13} " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
     record = {"rate": given.rate, "start": list(START), "saddles": found}
     write_atomically(given.out / "saddle.json", (json.dumps(record, indent=1) + "\n").encode())
     return 0

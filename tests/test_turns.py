@@ -17,7 +17,8 @@ from gentrain.engine import checkpoint
 from gentrain.engine.player import Seat
 from gentrain.engine.state import rng_state, set_rng_state
 from gentrain.engine.system import System
-from gentrain.engine.turns import Alternating, Prediction, Simultaneous, Turns, Work
+from gentrain.engine.turns import Alternating, Extragradient, Prediction, Simultaneous, Turns, Work
+from gentrain.errors import UserError
 from gentrain.types import to_signed
 
 GAN = ("model=dcgan", "turns=prediction", "+model.players.generator.every=2")
@@ -36,6 +37,13 @@ def test_on_the_bilinear_saddle_prediction_converges_where_alternating_steps_cir
     assert norm_after(Prediction(ahead="down"), 0.1) < 1e-4
     assert norm_after(Prediction(ahead="down"), 0.3, rounds=300) < 1e-5
     assert norm_after(Simultaneous(), 0.1, rounds=300) > 4.0
+
+
+def test_the_extragradient_factor_on_the_bilinear_saddle_is_its_closed_form() -> None:
+    for rate in (0.1, 0.5):
+        after = norm_after(Extragradient(), rate, rounds=50)
+        assert after == pytest.approx(2**0.5 * (1 - rate**2 + rate**4) ** 25, rel=1e-4)
+    assert norm_after(Extragradient(), 0.5, rounds=200) < 1e-5 < norm_after(Alternating(), 0.5, rounds=200)
 
 
 class SavesTooLate:
@@ -208,9 +216,82 @@ def test_a_gan_that_keeps_its_fakes_moves_its_generator_where_it_is(monkeypatch:
         system.iterate(next(batches(config, data, 1)))
 
 
+def test_a_gan_goes_by_the_gradients_a_step_ahead_and_from_where_it_was() -> None:
+    """Against the algorithm written out: Adam for the look and for the step, statistics of batch norm from the first
+    pass, one batch and fresh noise in both."""
+    config = tiny("model=dcgan", "turns=extragradient", "model.ema=null", "model.fresh_noise=true")
+    system, data = ready(config)
+    other, _ = ready(config)
+    generator, critic, softplus = other.nets["generator"], other.nets["critic"], nn.functional.softplus
+    torch.manual_seed(5)
+    for batch in batches(config, data, 3):
+        system.iterate(batch)
+
+    def gradients(real: Tensor) -> None:
+        with torch.no_grad():
+            fake = generator(torch.randn(len(real), other.latent))
+        for loss_of, name in (
+            (lambda: softplus(-critic(real)).mean() + softplus(critic(fake)).mean(), "critic"),
+            (lambda: softplus(-critic(generator(torch.randn(len(real), other.latent)))).mean(), "generator"),
+        ):
+            own = list(other.nets[name].parameters())
+            for p, g in zip(own, torch.autograd.grad(loss_of(), own), strict=True):
+                p.grad = g
+
+    torch.manual_seed(5)
+    other.nets.requires_grad_(True)
+    for batch in batches(config, data, 3):
+        real = to_signed(batch.x).contiguous(memory_format=torch.channels_last)
+        gradients(real)
+        here = {name: value.clone() for name, value in other.nets.state_dict().items()}
+        for optimizer in other.optimizers_by_name.values():
+            optimizer.step()
+        gradients(real)
+        other.nets.load_state_dict(here)
+        for optimizer in other.optimizers_by_name.values():
+            optimizer.step()
+    assert differences(system.state()["nets"], other.state()["nets"]) == []
+    assert system.optimizers_by_name["critic"].state_dict()["state"][0]["step"] == 6
+
+
+def test_weights_are_put_back_when_the_second_look_ends_in_an_error() -> None:
+    system, data = ready(config := tiny("model=dcgan", "turns=extragradient"))
+    before = {name: value.clone() for name, value in system.nets.named_parameters()}
+    gradients, calls = system._gradients, []
+
+    def broken(seat: Seat, *rest: Any) -> None:
+        calls.append(seat.player.name)
+        if len(calls) > 2:
+            assert differences(before, dict(system.nets.named_parameters()))
+            raise ZeroDivisionError
+        gradients(seat, *rest)
+
+    system._gradients = broken  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        system.iterate(next(batches(config, data, 1)))
+    assert differences(before, dict(system.nets.named_parameters())) == []
+
+
+def test_a_run_of_extragradient_steps_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny("model=wgan_gp", "turns=extragradient", "model.players.generator.every=2")
+    straight, data = ready(config)
+    for i, batch in enumerate(batches(config, data, 6), start=1):
+        straight.iterate(batch)
+        if i == 3:
+            checkpoint.save({"system": straight.state()}, path := tmp_path / checkpoint.file_name(3))
+            noise = rng_state()
+    resumed, _ = ready(config, seed=99)
+    resumed.restore(checkpoint.load(path)["system"])
+    set_rng_state(noise)
+    for batch in batches(config, data, 3, start=3):
+        resumed.iterate(batch)
+    assert differences(straight.state(), resumed.state()) == []
+
+
 @pytest.mark.parametrize("model", ["wgan_gp", "wgan", "cgan"])
-def test_every_gan_plays_so(model: str) -> None:
-    config = tiny(f"model={model}", "turns=prediction")
+@pytest.mark.parametrize("turns", ["prediction", "extragradient"])
+def test_every_gan_plays_so(model: str, turns: str) -> None:
+    config = tiny(f"model={model}", f"turns={turns}")
     system, data = ready(config)
     other, _ = ready(tiny(f"model={model}"))
     for one in (system, other):
@@ -233,6 +314,15 @@ def test_who_cannot_be_predicted_is_refused_in_one_line(run: Run, chosen: tuple[
     assert outcome.code == 2
     assert said in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_players_that_share_an_optimiser_are_refused_a_look_together() -> None:
+    for turns in (Simultaneous(), Extragradient()):
+        system = Saddle(turns)
+        system.prepare(total=1)
+        system.seats[1].optimizer = system.seats[0].optimizer
+        with pytest.raises(UserError, match="two of down, up share an optimiser; use turns=alternating"):
+            system.iterate(nothing())
 
 
 class Reversed(torch.autograd.Function):

@@ -33,7 +33,7 @@ TRUSTED_PREFIXES = (
     "gentrain.evaluation.mobilenet.", "gentrain.evaluation.dinov2.", "gentrain.evaluation.reconstruction.",
     "gentrain.evaluation.clustering.", "gentrain.evaluation.perceptual.", "gentrain.evaluation.rate_distortion.",
     "gentrain.engine.player.", "gentrain.engine.turns.", "gentrain.engine.ema.", "gentrain.engine.health.",
-    "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
+    "gentrain.engine.optimistic.", "gentrain.engine.loggers.", "torch.nn.", "torch.optim.",
 )  # fmt: skip
 """What a target may be called in a config that nobody vouches for: the parts that configs are made of. All of gentrain
 would be too much: ``gentrain.config.locate`` as a target imports whatever its argument says."""
