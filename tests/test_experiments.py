@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures_data import celeba_set, idx_set, noise, save
+from fixtures_data import celeba_set, cifar_batches, cifar_binary, idx_set, noise, save, unpack
 
 from gentrain.cli import main
 from gentrain.config import options
@@ -29,6 +29,8 @@ def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name_ in ("fashion_mnist", "mnist"):
         idx_set(tmp_path / "data" / name_, train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    if name.endswith("cifar10"):
+        unpack(cifar_binary(cifar_batches(1000)), tmp_path / "data" / "cifar10")  # 400 of a class are asked for
     faces(tmp_path / "data" / "face_age", 25)
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 
@@ -98,3 +100,52 @@ def test_a_published_figure_stands_beside_its_protocol(name: str, draws: int, na
     head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
     for words in (f"nll_nats {nats}", "nats per image", "# Reached: null."):
         assert words in head
+
+
+CIFAR = {"sngan_cifar10": (7.97, 16.77), "wgan_gp_cifar10": (7.33, 22.29), "cgan_pd_cifar10": (8.25, 10.84)}
+
+
+@pytest.mark.parametrize("name", sorted(CIFAR))
+def test_a_library_s_figure_stands_beside_its_settings(name: str) -> None:
+    """TAB-05: 100,000 generator steps, five critic steps each, Adam 2e-4 (0, 0.9) falling to 0, batch 64."""
+    from gentrain.compose import compose
+
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
+    (command,) = [line.partition("Command: gentrain ")[2] for line in head.splitlines() if "Command:" in line]
+    config = compose(command.split()).config
+    assert tuple(config["published"].values()) == CIFAR[name]
+    assert (config["train"]["batch_size"], config["train"]["iterations"]) == (64, 5 * 100_000)
+    players = config["model"]["players"]
+    assert players["generator"]["every"] == 5
+    for moves in players.values():
+        assert (moves["optimizer"]["lr"], moves["optimizer"]["betas"]) == (2e-4, [0.0, 0.9])
+        assert (moves["schedule"]["start"], moves["schedule"].get("end", 0.0)) == (0.0, 0.0)
+    assert config["model"]["ema"] is None
+    assert config["metrics"]["samples"] == 50_000
+    assert config["metrics"]["scores"]["distances"]["split"] == "train"
+    assert config["model"]["net"]["stages"]["32"]["generator"] == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("ssgan_mnist", (20, 50, 100, 200)), ("ssgan_cifar10", (1000, 2000, 4000, 8000))]
+)
+def test_the_sweep_over_labels_is_the_published_table_s(name: str, labels: tuple[int, ...]) -> None:
+    from gentrain.compose import compose
+
+    config = compose([f"experiment={name}"]).config
+    (over,) = config["sweep"]["over"]
+    assert [10 * int(each) for each in over.partition("=")[2].split(",")] == list(labels)
+    assert [row[0] for row in config["published"]] == list(labels)
+
+
+def test_the_losses_of_the_large_scale_study_are_all_swept() -> None:
+    from gentrain.compose import compose
+
+    config = compose(["experiment=gan_losses_fashion_mnist"]).config
+    assert config["sweep"]["variants"].keys() == config["published"].keys()
+    for name, asked in config["sweep"]["variants"].items():
+        made = compose(["experiment=gan_losses_fashion_mnist", *asked]).config["model"]
+        kind = made["loss"]["_target_"].rpartition(".")[2].lower()
+        expected = {"gradient_penalty": "wasserstein", "dragan": "nonsaturating"}.get(name, name)
+        assert kind == expected, name
+        assert ("dragan" in (made.get("penalties") or {})) == (name == "dragan")

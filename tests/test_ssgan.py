@@ -18,6 +18,7 @@ from gentrain.errors import UserError
 from gentrain.game import CLASS_HEAD
 from gentrain.models.ssgan import ClassCritic, ClassLogits, FewLabels, SalimansMLP
 from gentrain.nets.mlp import MLP
+from gentrain.nets.salimans import SalimansConv
 from gentrain.objectives.adversarial import nonsaturating
 from gentrain.objectives.feature_matching import FeatureMatching, feature_distance
 from gentrain.types import Images, Spec
@@ -189,6 +190,48 @@ def test_the_networks_are_those_of_the_authors_for_mnist() -> None:
     made = net.decoder(spec, 100)(torch.rand(8, 100))
     assert made.shape == (8, 1, 28, 28)
     assert made.abs().max() <= 1
+
+
+def test_the_networks_are_those_of_the_authors_for_cifar() -> None:
+    net, spec = SalimansConv(), Spec((3, 32, 32), tuple("0123456789"))
+    critic = ClassLogits().build(spec, net, None, {})
+    layers = [layer for layer in critic.modules() if isinstance(layer, nn.Conv2d)]
+    shapes = [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0], c.padding[0]) for c in layers]
+    assert shapes == [
+        (3, 96, 3, 1, 1), (96, 96, 3, 1, 1), (96, 96, 3, 2, 1), (96, 192, 3, 1, 1), (192, 192, 3, 1, 1),
+        (192, 192, 3, 2, 1), (192, 192, 3, 1, 0), (192, 192, 1, 1, 0), (192, 192, 1, 1, 0),
+    ]  # fmt: skip
+    assert [layer.p for layer in critic.modules() if isinstance(layer, nn.Dropout)] == [0.2, 0.5, 0.5]
+    for layer in layers:  # a direction and a length for each output
+        lengths = layer.weight.flatten(1).norm(dim=1)
+        assert torch.allclose(lengths, torch.full_like(lengths, (2 / 1.04) ** 0.5), rtol=1e-4)
+        assert {name for name, _ in layer.named_parameters() if "original" in name}
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    assert not torch.equal(critic(x), critic(x))
+    critic.eval()
+    assert torch.equal(critic(x), critic(x))
+    maps = critic.trunk[:-1](x)
+    assert maps.shape == (4, 192, 6, 6)
+    assert torch.allclose(critic.judge(x).features, maps.flatten(2).mean(2))
+
+    made = (generator := net.decoder(spec, 100))(torch.rand(16, 100) * 2 - 1)
+    ups = [layer for layer in generator.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    assert [(u.in_channels, u.out_channels, u.kernel_size[0]) for u in ups] == [
+        (512, 256, 5),
+        (256, 128, 5),
+        (128, 3, 5),
+    ]
+    assert made.shape == x[:1].expand(16, -1, -1, -1).shape
+    assert 0.05 < float(made.std()) < 0.2
+    lengths = ups[-1].weight.transpose(0, 1).flatten(1).norm(dim=1)
+    assert torch.allclose(lengths, torch.full_like(lengths, 0.1 * 8**0.5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 16, 28, 64])
+def test_the_convolutional_networks_take_other_sizes(size: int) -> None:
+    net, spec = SalimansConv(width=4, generator_width=8), Spec((1, size, size), ("a", "b"))
+    assert net.decoder(spec, 5)(torch.randn(3, 5)).shape == (3, 1, size, size)
+    assert net.encoder(spec, 2)(torch.randn(3, 1, size, size)).shape == (3, 2)
 
 
 def test_noise_has_its_standard_deviation_on_pixels_between_0_and_1() -> None:

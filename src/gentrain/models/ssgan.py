@@ -27,7 +27,7 @@ from gentrain.errors import UserError
 from gentrain.game import CLASS_HEAD, Round, Verdict
 from gentrain.nets.architecture import Architecture, Trunked
 from gentrain.nets.conditioning import CriticLabels
-from gentrain.nets.layers import Affine
+from gentrain.nets.layers import Affine, weight_normalised
 from gentrain.types import Images, Spec, Terms
 
 
@@ -130,7 +130,9 @@ class SalimansMLP:
         layers: list[nn.Module] = []
         for before, after in pairwise([latent, *self.generator_hidden]):
             layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.Softplus()]
-        layers.append(_normalised(self.generator_hidden[-1], spec.numel // spec.channels * shape[0], gain=1.0))
+        layers.append(
+            weight_normalised(nn.Linear(self.generator_hidden[-1], spec.numel // spec.channels * shape[0]), 1.0)
+        )
         if spec.is_image:
             layers.append(nn.Unflatten(1, shape))
             if bounded:
@@ -149,12 +151,13 @@ class SalimansMLP:
         inputs = spec.numel // spec.channels * (spec.channels + more)
         for i, (before, after) in enumerate(pairwise([inputs, *self.hidden])):
             layers += [GaussianNoise(self.noise)] if i else []
-            layers += [_normalised(before, after, gain=2.0**0.5), nn.ReLU()]
+            # sqrt(2) in front of a ReLU keeps the size of what passes, which the authors reach by looking at the data.
+            layers += [weight_normalised(nn.Linear(before, after), 2.0**0.5), nn.ReLU()]
         return nn.Sequential(*layers), self.hidden[-1]
 
     def head(self, inputs: int, outputs: int) -> nn.Module:
         """[B inputs] -> [B outputs], behind the noise that the features do not have."""
-        return nn.Sequential(GaussianNoise(self.noise), _normalised(inputs, outputs, gain=1.0))
+        return nn.Sequential(GaussianNoise(self.noise), weight_normalised(nn.Linear(inputs, outputs), 1.0))
 
 
 class GaussianNoise(nn.Module):
@@ -169,14 +172,3 @@ class GaussianNoise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.sd}"
-
-
-def _normalised(inputs: int, outputs: int, *, gain: float) -> nn.Module:
-    """A linear layer whose rows are a direction and a length, the length ``gain`` at first: sqrt(2) in front of a ReLU
-    keeps the size of what passes (He et al. 2015), which the authors reach by looking at the data."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.bias)
-    with torch.no_grad():
-        layer.weight.normal_().mul_(gain / layer.weight.norm(dim=1, keepdim=True))
-    torch.nn.utils.parametrizations.weight_norm(layer)  # in place
-    return layer

@@ -15,7 +15,7 @@ from torch import nn
 
 from gentrain.errors import UserError
 from gentrain.nets.dcgan import DCGAN
-from gentrain.nets.layers import BASE, Crop, require_square_images
+from gentrain.nets.layers import BASE, cropped, require_square_images
 from gentrain.types import Spec
 
 
@@ -43,11 +43,7 @@ class CrippledDCGAN:
         for _ in range(stages - 1):
             layers += [nn.ConvTranspose2d(width, width, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
         layers.append(nn.ConvTranspose2d(width, channels or spec.channels, 4, stride=2, padding=1))
-        if spec.size != spec.canvas:
-            layers.append(Crop(spec.size, spec.canvas))
-        if bounded:
-            layers.append(nn.Tanh())
-        return nn.Sequential(*layers)
+        return nn.Sequential(*layers, *cropped(spec, bounded=bounded))
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""

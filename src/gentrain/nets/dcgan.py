@@ -26,9 +26,9 @@ from gentrain.nets.layers import (
     BASE,
     DECODER_NORMS,
     IMAGE_NORMS,
-    Crop,
-    Pad,
     choose,
+    cropped,
+    padded,
     require_batch_norm,
     require_square_images,
     set_biases,
@@ -100,11 +100,7 @@ class DCGAN:
             up = [self._level(wide, narrow, bias)] if i < flat else self._up(wide, narrow, bias)
             layers += [*up, *norm(narrow), nn.ReLU(inplace=True)]
         layers += self._up(widths[-1], channels or spec.channels, bias=True)
-        if spec.size != spec.canvas:
-            layers.append(Crop(spec.size, spec.canvas))
-        if bounded:
-            layers.append(nn.Tanh())
-        return layers
+        return [*layers, *cropped(spec, bounded=bounded)]
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""
@@ -116,7 +112,7 @@ class DCGAN:
         widths = self._widths(spec)
         norm = IMAGE_NORMS[self.critic_norm]
         bias = not norm(1)
-        layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
+        layers = padded(spec)
         # In place: a leaky ReLU's derivatives, the second one too, can be had from its result, and no normalisation
         # needs its own output. It saves a third of the activations.
         layers += [self._down(spec.channels + more, widths[0], bias=True), nn.LeakyReLU(0.2, inplace=True)]

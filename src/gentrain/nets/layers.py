@@ -15,6 +15,7 @@ from gentrain.nets.virtual import VirtualBatchNorm
 from gentrain.types import Spec
 
 T = TypeVar("T")
+L = TypeVar("L", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 BASE = 4
 """Side of the smallest feature map of convolutional networks: a code is projected to it, an encoder ends at it."""
@@ -125,6 +126,17 @@ class Crop(nn.Module):
         return f"{self.size}"
 
 
+def padded(spec: Spec) -> list[nn.Module]:
+    """What stands in front of a convolutional encoder: images of the data's size on the canvas."""
+    return [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
+
+
+def cropped(spec: Spec, *, bounded: bool) -> list[nn.Module]:
+    """What stands behind a convolutional decoder: the data's size of the canvas; in [-1, 1] where ``bounded``."""
+    layers: list[nn.Module] = [Crop(spec.size, spec.canvas)] if spec.size != spec.canvas else []
+    return [*layers, nn.Tanh()] if bounded else layers
+
+
 class Affine(nn.Module):
     """x -> scale * x + shift, constant."""
 
@@ -151,3 +163,15 @@ def set_biases(module: nn.Module, value: float = 0.0) -> None:
         bias = getattr(layer, "bias", None)
         if isinstance(bias, nn.Parameter):
             nn.init.constant_(bias, value)
+
+
+def weight_normalised(layer: L, gain: float) -> L:
+    """A linear layer or convolution whose weights are, for each output, a direction and a length (Salimans and Kingma
+    2016, arXiv 1602.07868), in place; the length is ``gain`` at first and biases are 0."""
+    over = [dim for dim in range(layer.weight.ndim) if dim != (along := int(isinstance(layer, nn.ConvTranspose2d)))]
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layer.weight.normal_().mul_(gain / torch.linalg.vector_norm(layer.weight, dim=over, keepdim=True))
+    torch.nn.utils.parametrizations.weight_norm(layer, dim=along)
+    return layer

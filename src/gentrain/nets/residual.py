@@ -19,9 +19,9 @@ from gentrain.nets.layers import (
     BASE,
     DECODER_NORMS,
     IMAGE_NORMS,
-    Crop,
-    Pad,
     choose,
+    cropped,
+    padded,
     require_batch_norm,
     require_square_images,
 )
@@ -127,11 +127,7 @@ class Residual:
             layers += [Up(wide, narrow, norm, act), *self._more(narrow, norm)]
         layers += [*norm(widths[-1]), ACTIVATIONS[act]()]
         layers.append(nn.Conv2d(widths[-1], channels or spec.channels, 3, padding=1))
-        if spec.size != spec.canvas:
-            layers.append(Crop(spec.size, spec.canvas))
-        if bounded:
-            layers.append(nn.Tanh())
-        return layers
+        return [*layers, *cropped(spec, bounded=bounded)]
 
     def encoder(self, spec: Spec, out: int) -> nn.Module:
         """x in [-1, 1] [B C H W] -> [B out]."""
@@ -142,7 +138,7 @@ class Residual:
         """x [B C+more H W] -> [B F], the last feature map as a vector; and F."""
         widths = self._widths(spec)
         norm, act = IMAGE_NORMS[self.critic_norm], self.activation
-        layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
+        layers = padded(spec)
         layers.append(nn.Conv2d(spec.channels + more, widths[0], 3, padding=1, bias=not norm(1)))
         for narrow, wide in pairwise(widths):
             layers += [Down(narrow, wide, norm, act), *self._more(wide, norm)]

@@ -28,9 +28,9 @@ from gentrain.nets.layers import (
     BASE,
     IMAGE_NORMS,
     INITS,
-    Crop,
-    Pad,
     choose,
+    cropped,
+    padded,
     require_batch_norm,
     require_square_images,
     set_biases,
@@ -149,7 +149,7 @@ class ResNetGAN:
         stages = stages_of(self.stages, spec)
         _, sides = sides_of(stages, spec)
         attend = self._attended(spec)
-        layers: list[nn.Module] = [Pad(spec.size, spec.canvas)] if spec.size != spec.canvas else []
+        layers = padded(spec)
         channels = spec.channels + more
         for i, (multiple, side) in enumerate(zip(stages.critic, sides, strict=True)):
             wide = multiple * self.width
@@ -193,9 +193,7 @@ class ResNetGAN:
         narrow = stages_of(self.stages, spec).generator[-1] * self.width
         layers = [*IMAGE_NORMS[self.decoder_norm](narrow), nn.ReLU()]
         layers.append(nn.Conv2d(narrow, channels or spec.channels, 3, padding=1))
-        if spec.size != spec.canvas:
-            layers.append(Crop(spec.size, spec.canvas))
-        return [*layers, nn.Tanh()] if bounded else layers
+        return [*layers, *cropped(spec, bounded=bounded)]
 
     def initialised(self, net: Net) -> Net:
         """Weights of convolutions and dense layers as ``init`` says, biases 0."""
