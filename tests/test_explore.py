@@ -186,6 +186,8 @@ def test_mistakes_are_one_line_with_the_nearest_names(runs: dict[str, Path], exp
             "resize=tilt is not possible here; choose from crop, stretch",
         ),
         (["project", at, f"pictures={photo}", "channels=2"], "channels=2: 1, 3"),
+        (["project", at, "mask=b.png"], "strokes= and mask= are of edit=strokes, which is missing"),
+        (["project", at, "range=0..1"], "range= is about pictures=FOLDER, which is missing"),
         (["project", at, "channels=1"], "channels= is about pictures=FOLDER, which is missing"),
         (["project", at, "edit=label"], "edit=label: the system's images are not made for a class"),
         (["project", at, "edit=class", "from=3"], "to= is missing, a class"),

@@ -61,6 +61,8 @@ def explore(
     study.require_images("project")
     if pixel_weight == 0 and (feature_weight == 0 or features == "none"):
         raise UserError("explore project: pixel_weight=0 and no features leave nothing to compare images by")
+    if (strokes or mask) and "strokes" not in edit:
+        raise UserError("explore project: strokes= and mask= are of edit=strokes, which is missing")
     brush = Strokes.read(study, strokes, mask, resize, stay) if "strokes" in edit else None
     wants = edits.Wanted(edit, source, target, attribute, strengths, train, brush)
     edits.refuse(study, wants)
@@ -108,10 +110,10 @@ def _chosen(
 ) -> tuple[Seen, dict[str, Any]]:
     """What is projected, and where it comes from."""
     if not own.place:
-        if said := [name for name in ("resize", "channels", "label") if getattr(own, name)]:
-            key = said[0].replace("label", "class")
-            if not (key == "resize" and wants.strokes):
-                raise UserError(f"explore project: {key}= is about pictures=FOLDER, which is missing")
+        said = {"resize": own.resize and not wants.strokes, "channels": own.channels, "range": own.levels,
+                "class": own.label}  # fmt: skip
+        for key in [key for key, value in said.items() if value][:1]:
+            raise UserError(f"explore project: {key}= is about pictures=FOLDER, which is missing")
         return study.at("test", _places(study, images, n, wants)), {"split": "test"}
     if images:
         raise UserError(f"explore project: images= and pictures={own.place}: one of the two")
