@@ -242,6 +242,16 @@ def test_data_override_of_the_network_gives_way_to_the_command_line() -> None:
     assert compose(["model=wgan", "loss=hinge"]).config["choices"]["loss"] == "hinge"
 
 
+def test_several_choices_of_a_group_are_named_in_their_order() -> None:
+    choices = compose(["data=digits", "model/penalty=[r2,r1]", "model/view=[ada]"]).config["choices"]
+    assert (choices["model/penalty"], choices["model/view"], choices["model/net"]) == ("[r2,r1]", "[ada]", "dcgan")
+    one = compose(["data=digits", "model/penalty=r1", "metrics=domain"]).config["choices"]
+    assert one["model/penalty"] == "r1"
+    of_recipe = compose(["experiment=dcgan_fashion_mnist"]).config["choices"]
+    assert {key for key in of_recipe if key not in one} == set()
+    assert {key for key in choices if key not in one} == set()
+
+
 def test_a_folder_with_the_users_own_files_is_refused_and_untouched(run: Run, workplace: Path) -> None:
     mine = workplace / "outputs" / "mine" / "precious.txt"
     mine.parent.mkdir(parents=True)

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
@@ -91,6 +92,7 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
             more = _wanted(raw, overrides)
             if more or len(words) < len(overrides):
                 raw = hydra.compose(config_name, [*overrides, *more], return_hydra_config=True)
+            listed = _listed(config_name, [*overrides, *more], raw)
         with_choices = OmegaConf.to_container(raw.hydra.runtime.choices)
         OmegaConf.set_struct(raw, False)
         del raw["hydra"]
@@ -107,6 +109,7 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
     plain: Node = {str(key): value for key, value in config.items()}
     stored = plain.pop("choices", None)  # of a run's config.yaml, used as a root config
     choices = {str(k): v for k, v in with_choices.items() if not str(k).startswith("hydra/")}
+    choices = {**choices, **listed}
     choices = {**stored, **choices} if isinstance(stored, dict) else choices
     for group in ("model", "data"):  # the run folder's name; a root config may hold them itself, without a choice
         if not isinstance(choices.get(group), str):
@@ -114,6 +117,23 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
             target = node.get(TARGET) if isinstance(node, dict) else None
             choices[group] = str(target or group).rpartition(".")[2].lower()
     return Composed({"choices": choices, **plain}, tuple(overrides))
+
+
+def _listed(config_name: str, words: Sequence[str], raw: DictConfig) -> dict[str, str]:
+    """The groups that several were chosen of (``model/penalty=[r1,r2]``), which Hydra does not count among its choices:
+    ``[r1,r2]`` by group. Those can stand on the command line or in an experiment."""
+    if not (raw.hydra.runtime.choices.get("experiment") or any("=[" in word for word in words)):
+        return {}
+    loader = GlobalHydra.instance().config_loader()
+    found: dict[str, list[str]] = {}
+    for default in loader.compute_defaults_list(config_name, list(words), RunMode.RUN).defaults:
+        group, _, name = (default.config_path or "").rpartition("/")
+        beside = group.rpartition("/")[0]
+        # What a file of a group brings from a folder beside it (metrics/base) is a part of it and no choice.
+        brought = bool(beside) and (default.parent or "").rpartition("/")[0] == beside
+        if group and group not in raw.hydra.runtime.choices and not brought:
+            found.setdefault(group, []).append(name)
+    return {group: f"[{','.join(names)}]" for group, names in found.items() if (conf_dir() / group).is_dir()}
 
 
 def _wanted(raw: DictConfig, overrides: Sequence[str]) -> list[str]:
