@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -140,3 +141,28 @@ def test_the_gradients_are_those_without_a_cache() -> None:
         got.append([p.grad for p in net.parameters()])
     for one, other in zip(*got, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def estimates_after_a_turn(parts: int, model: str) -> dict[str, Tensor]:
+    """The vectors of power iteration behind the first iteration, whose batch is cut into ``parts``."""
+    config = tiny(f"model={model}", "+model.spectral=[critic,generator]", "+model.players.generator.every=2")
+    system, data = ready(config)
+    system.accumulate = parts
+    torch.manual_seed(0)
+    system.iterate(next(batches(config, data, 1)))
+    return {key: value for key, value in system.nets.state_dict().items() if key.endswith(("_u", "_v"))}
+
+
+def test_a_turn_in_several_parts_makes_one_step_of_power_iteration() -> None:
+    """The weights do not move in the first turn, so the estimates do not depend on how the batch is cut."""
+    whole, cut = (estimates_after_a_turn(parts, "dcgan") for parts in (1, 3))
+    assert len(whole) >= 8
+    assert differences(dict(whole), dict(cut)) == []
+    with pytest.MonkeyPatch.context() as patch:  # the wrong version: one step for each part
+        patch.setattr(adversarial.Adversarial, "further_part", lambda self: contextlib.nullcontext())
+        assert len(differences(dict(whole), dict(estimates_after_a_turn(3, "dcgan")))) >= 4
+    config = tiny("model=dcgan", "+model.spectral=[critic]")
+    system, _ = ready(config)
+    with system.further_part():
+        assert not any(layer.training for layer in system.nets.modules() if isinstance(layer, _SpectralNorm))
+    assert all(layer.training for layer in system.nets.modules())

@@ -147,8 +147,8 @@ class System(lightning.LightningModule, ABC):
         self._give_the_floor_to(seat)
         seat.optimizer.zero_grad(set_to_none=True)
         losses = []
-        for part in parts:
-            with self.autocast():
+        for i, part in enumerate(parts):
+            with self.autocast(), self.further_part() if i else contextlib.nullcontext():
                 terms = seat.player.loss(part)
             loss = total(terms)
             losses.append(loss.detach())
@@ -158,6 +158,10 @@ class System(lightning.LightningModule, ABC):
             for name, term in terms.items():
                 self.ledger.note(seat.term_key(name), term)
         self._exchange(seat, torch.stack(losses).mean(), iteration, terms)
+
+    def further_part(self) -> contextlib.AbstractContextManager[object]:
+        """Around the loss of each part of a batch but the first: what is done once in a turn rests in here."""
+        return contextlib.nullcontext()
 
     def _exchange(self, seat: Seat, loss: Tensor, iteration: int, terms: Terms) -> None:
         """Share gradients among the ranks, and find out whether any of them computed with NaN."""

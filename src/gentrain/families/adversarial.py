@@ -17,7 +17,7 @@ from gentrain.families.generating import Generating, Made, Prior
 from gentrain.game import Aim, Codes, Replay, Round, Verdict, View, Watching
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
-from gentrain.nets.critic import MakesCritic, Scoring, one_estimate, spectral_norm
+from gentrain.nets.critic import MakesCritic, Scoring, held_estimate, one_estimate, spectral_norm
 from gentrain.objectives.adversarial import GameLoss
 from gentrain.objectives.constraints import Constraint
 from gentrain.objectives.penalties import Penalty, refuse_mixing
@@ -119,6 +119,9 @@ class Adversarial(Generating):
             Player("critic", nets=("critic",), loss=self.critic_loss, after=after),
             Player("generator", nets=("generator",), loss=self.generator_loss),
         )
+
+    def further_part(self) -> contextlib.AbstractContextManager[object]:
+        return held_estimate(self.nets)
 
     def critic_loss(self, batch: Images) -> Terms:
         made = self._fakes_for_critic(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -113,3 +113,17 @@ def one_estimate() -> contextlib.AbstractContextManager[None]:
     further ones: real and generated samples, a gradient penalty and the aims see one and the same critic, and there is
     one step of power iteration in a turn, as in algorithm 1. The first pass must be one that needs gradients."""
     return parametrize.cached()
+
+
+@contextlib.contextmanager
+def held_estimate(nets: nn.Module) -> Iterator[None]:
+    """Inside, the weights of layers under spectral normalisation are computed by the estimate that there is, without a
+    step of power iteration: for the further parts of a turn whose batch is cut into several."""
+    moving = [layer for layer in nets.modules() if isinstance(layer, _InFloat32) and layer.inner.training]
+    try:
+        for layer in moving:
+            layer.inner.eval()
+        yield
+    finally:
+        for layer in moving:
+            layer.inner.train()
