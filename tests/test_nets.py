@@ -16,7 +16,7 @@ from gentrain.nets.dcgan import DCGAN
 from gentrain.nets.layers import ACTIVATIONS, IMAGE_NORMS, INITS, VECTOR_NORMS, Crop, Pad
 from gentrain.nets.mlp import MLP
 from gentrain.nets.residual import Down, Residual, Stay, Up
-from gentrain.objectives.penalties import clip_weights, gradient_norms, gradient_penalty, refuse_batch_norm
+from gentrain.objectives.penalties import clip_weights, gradient_norms, gradient_penalty, refuse_mixing
 from gentrain.types import Spec
 
 GOODFELLOW = GoodfellowMLP(
@@ -262,9 +262,9 @@ def test_double_backward_and_which_critics_a_penalty_takes(net: DCGAN | Residual
     assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters() if p.ndim > 1)
     if net.critic_norm == "batch":
         with pytest.raises(UserError, match="BatchNorm2d"):
-            refuse_batch_norm(critic)
+            refuse_mixing(critic)
     else:
-        refuse_batch_norm(critic)
+        refuse_mixing(critic)
         x = torch.randn(4, 3, 28, 28)
         torch.testing.assert_close(gradient_norms(critic, x)[:2], gradient_norms(critic, x[:2]), rtol=1e-3, atol=1e-6)
 

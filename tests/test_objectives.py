@@ -28,7 +28,7 @@ from gentrain.objectives.penalties import (
     gradient_penalty,
     r1,
     r2,
-    refuse_batch_norm,
+    refuse_mixing,
 )
 
 ZOO: list[Callable[[], AdversarialLoss]] = [
@@ -229,10 +229,10 @@ def test_slope_of_a_sample_is_its_own_unless_batch_norm_mixes(norm: nn.Module, i
     torch.testing.assert_close(gradient_norms(critic, x[order]), norms[order])
     assert torch.allclose(gradient_norms(critic, x[:3]), norms[:3], rtol=1e-4) is independent
     if independent:
-        refuse_batch_norm(critic)
+        refuse_mixing(critic)
     else:
         with pytest.raises(UserError, match=r"'1' is BatchNorm2d.*critic_norm") as caught:
-            refuse_batch_norm(critic)
+            refuse_mixing(critic)
         assert "\n" not in str(caught.value)
 
 

@@ -31,7 +31,7 @@ from gentrain.nets.dcgan import DCGAN
 from gentrain.nets.mlp import MLP
 from gentrain.nets.residual import Residual
 from gentrain.nets.virtual import Referenced, VirtualBatchNorm, virtual_layers
-from gentrain.objectives.penalties import refuse_batch_norm
+from gentrain.objectives.penalties import refuse_mixing
 from gentrain.types import Spec
 
 
@@ -144,8 +144,8 @@ def test_the_deviation_may_be_let_past_as_in_progan() -> None:
     choice = ("model.joint_batch=false", "model/critic=minibatch_std", "model.critic.between.penalised=true")
     assert built("model=wgan_gp", *choice).penalties
     with pytest.raises(UserError, match="mixes"):
-        refuse_batch_norm(nn.Sequential(MinibatchDeviation(4)))
-    refuse_batch_norm(nn.Sequential(MinibatchDeviation(4, penalised=True), nn.Linear(2, 2)))
+        refuse_mixing(nn.Sequential(MinibatchDeviation(4)))
+    refuse_mixing(nn.Sequential(MinibatchDeviation(4, penalised=True), nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize("choice", ["minibatch_discrimination", "minibatch_std"])

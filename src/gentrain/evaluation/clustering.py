@@ -96,6 +96,14 @@ def class_labels(data: DataSet, split: str) -> Tensor:
     return y
 
 
+def _require_classes(data: DataSet, split: str, name: str) -> None:
+    """UserError that names the metric, where the split has not one class for each sample."""
+    try:
+        class_labels(data, split)
+    except UserError as error:
+        raise UserError(f"metrics.scores.{name}: {error}") from error
+
+
 def one_class_each(data: DataSet, split: str) -> Tensor | None:
     """int64 [N], or None where the split has no labels, or attributes."""
     y = split_of(data, split).y
@@ -143,10 +151,7 @@ class Clustering:
     def check(self, data: DataSet, n: int | None = None) -> None:
         if self._left_out(data):
             return
-        try:
-            class_labels(data, self.split)
-        except UserError as error:
-            raise UserError(f"metrics.scores.clustering: {error}") from error
+        _require_classes(data, self.split, "clustering")
         k, count = self._k(data), self.looks_at(data, None)
         if k > count:
             raise UserError(
@@ -230,12 +235,8 @@ class OwnClusters:
         return (*named, "cluster_accuracy_confident", "clusters_used")
 
     def check(self, data: DataSet, n: int | None = None) -> None:
-        if self._left_out(data):
-            return
-        try:
-            class_labels(data, self.split)
-        except UserError as error:
-            raise UserError(f"metrics.scores.own_clusters: {error}") from error
+        if not self._left_out(data):
+            _require_classes(data, self.split, "own_clusters")
 
     def looks_at(self, data: DataSet, limit: int | None) -> int:
         return 0 if self._left_out(data) else counted(data, self.split, self.limit, limit)

@@ -25,7 +25,7 @@ from gentrain.objectives.autoencoding import (
     SeededCorruption,
 )
 from gentrain.objectives.divergences import CodeDivergence
-from gentrain.objectives.penalties import refuse_batch_norm
+from gentrain.objectives.penalties import refuse_mixing
 from gentrain.objectives.priors import Prior
 from gentrain.types import Images, Spec, Terms, to_signed
 
@@ -67,7 +67,7 @@ class EncoderDecoder(System, ABC):
         if isinstance(net, Tying):
             net.tie(encoder, decoder)
         if any(getattr(regulariser, "per_sample", False) for regulariser in self.regularisers.values()):
-            refuse_batch_norm(encoder, "encoder", "a regulariser")
+            refuse_mixing(encoder, what="encoder", penalty="a regulariser")
         self.nets["encoder"] = encoder
         self.nets["decoder"] = nn.Sequential(decoder, loss.head())
 

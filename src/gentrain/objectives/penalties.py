@@ -1,7 +1,7 @@
 """Penalties on the critic's gradient with respect to its input, and weight clipping.
 
 A gradient penalty reads the slope at each sample by itself, so the critic must treat samples one by one: batch
-normalisation is refused (``refuse_batch_norm``), and whatever else mixes samples (``refuse_mixing``).
+normalisation is refused, and whatever else mixes samples (``refuse_mixing``).
 Norms run over all dimensions but the first; everything is float32 with autocast off, since a second derivative in half
 precision loses the slope that the penalty is about.
 """
@@ -57,7 +57,7 @@ def squared_gradient_norms(critic: Critic, x: Tensor) -> Tensor:
     # enable_grad: a slope can also be measured under no_grad, for a log.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().float().requires_grad_()
-        # The sum's gradient is each sample's own gradient as long as no sample sees another: hence refuse_batch_norm.
+        # The sum's gradient is each sample's own gradient as long as no sample sees another: hence refuse_mixing.
         (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=differentiable)
         return gradient.flatten(1).square().sum(1)  # [B]
 
@@ -163,9 +163,15 @@ class Dragan:
         return {"dragan": self.every * self.weight * dragan(critic, real)}
 
 
-def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the gradient penalty") -> None:
+def refuse_mixing(
+    net: nn.Module, x: Tensor | None = None, labels: Tensor | None = None, *, what: str = "critic",
+    penalty: str = "the gradient penalty",
+) -> None:  # fmt: skip
     """UserError naming the first layer that mixes the samples of a batch, in a network that a per-sample penalty is
-    about to be used on: batch norm, and any whose ``mixes_samples`` is true."""
+    about to be used on: batch norm, any whose ``mixes_samples`` is true, and with ``x`` any whose output for one sample
+    depends on the others of its batch (virtual or conditional batch norm, minibatch features, attention over the
+    batch). That is asked of a copy of ``net``, in training mode, with two batches like ``x`` [B ...] (B at least 2)
+    that share their first sample; the state of torch's CPU generator is left as it was."""
     for name, layer in net.named_modules():
         normalises = isinstance(layer, _BatchNorm)
         if normalises or getattr(layer, "mixes_samples", False):
@@ -174,16 +180,12 @@ def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the 
                 f"{what} layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
                 f"{penalty} is per sample: {remedy}"
             )
-
-
-def refuse_mixing(net: nn.Module, x: Tensor, labels: Tensor | None = None) -> None:
-    """UserError naming the first layer whose output for one sample depends on the others of its batch: virtual batch
-    norm, conditional batch norm, minibatch features, attention over the batch. Asked of a copy of ``net``, in training
-    mode, with two batches like ``x`` [B ...] (B at least 2) that share their first sample; the state of torch's CPU
-    generator is left as it was."""
-    refuse_batch_norm(net)
-    if any(getattr(layer, "mixes_samples", None) is False for layer in net.modules()):
+    if x is None or any(getattr(layer, "mixes_samples", None) is False for layer in net.modules()):
         return  # one that does, and was let past on purpose: all behind it differs too
+    _refuse_dependence(net, x, labels, what, penalty)
+
+
+def _refuse_dependence(net: nn.Module, x: Tensor, labels: Tensor | None, what: str, penalty: str) -> None:
     copied = copy.deepcopy(net).train()
     seen: list[tuple[str, Tensor]] = []
 
@@ -205,8 +207,8 @@ def refuse_mixing(net: nn.Module, x: Tensor, labels: Tensor | None = None) -> No
     for (name, one), (_, other) in zip(*passes[1:], strict=True):
         if not torch.allclose(one, other, rtol=1e-4, atol=1e-6):
             raise UserError(
-                f"critic layer '{name}' ({type(layers.get(name, copied)).__name__}) mixes the samples of a batch, but "
-                "the gradient penalty is per sample: leave out the one or the other"
+                f"{what} layer '{name}' ({type(layers.get(name, copied)).__name__}) mixes the samples of a batch, but "
+                f"{penalty} is per sample: leave out the one or the other"
             )
 
 
