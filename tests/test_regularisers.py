@@ -210,6 +210,23 @@ def test_reading_filters_makes_no_step_of_the_power_iteration() -> None:
     torch.testing.assert_close(slope, 4 * (gram - gram.diagonal().diag()) @ raw.detach())
 
 
+@pytest.mark.parametrize("spectral", [False, True])
+def test_filters_that_weight_normalisation_makes_are_read_before_a_division(spectral: bool) -> None:
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)) for _ in range(2)]
+    by_hand = 0.0
+    for layer in layers:
+        gram = (layer.weight @ layer.weight.T).detach()
+        by_hand += number((gram - gram.diagonal().diag()).square().sum())
+    net = nn.Sequential(*layers, nn.Linear(6, 1))
+    net = spectral_norm(net) if spectral else net
+    before = copy.deepcopy(net.state_dict())
+    value = overlap(nn.ModuleList([net, layers[0]]))  # shared weights once
+    assert number(value) == pytest.approx(by_hand, rel=1e-4)
+    assert differences(dict(before), dict(net.state_dict())) == []
+    moved = [p for layer in layers for name, p in layer.named_parameters() if "original" in name]
+    assert all(slope.abs().max() > 0 for slope in torch.autograd.grad(value, moved))
+
+
 # --- consistency ---------------------------------------------------------------------------------------------------
 
 

@@ -60,12 +60,21 @@ def _filters(net: nn.Module) -> Iterator[Tensor]:
     known: set[int] = set()
     for layer in net.modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
-            # Reading a normalised weight would be one more step of its power iteration.
-            divided = is_parametrized(layer, "weight")
-            weight: Any = layer.parametrizations.weight.original if divided else layer.weight  # type: ignore[union-attr]
-            if id(weight) not in known:
-                known.add(id(weight))
+            moved, weight = _undivided(layer)
+            if id(moved) not in known:
+                known.add(id(moved))
                 yield (weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight).flatten(1)
+
+
+def _undivided(layer: nn.Module) -> tuple[Any, Any]:
+    """What the player moves of a layer's weight, and the weight before spectral normalisation: reading it behind that
+    would be one more step of its power iteration. Weight normalisation moves lengths and directions."""
+    if not is_parametrized(layer, "weight"):
+        return layer.weight, layer.weight
+    parts: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    if parts.is_tensor:
+        return parts.original, parts.original
+    return parts.original1, parts[0](parts.original0, parts.original1)
 
 
 @dataclass(frozen=True)
