@@ -67,6 +67,21 @@ def test_any_penalty_or_constraint_makes_it_right() -> None:
     assert [name for name, loss in losses.items() if getattr(loss, "needs_lipschitz", False)] == ["wasserstein"]
 
 
+@pytest.mark.parametrize(
+    ("player", "more"),
+    [
+        ("generator", ()),
+        ("critic", ("+model.penalties={r1:{_target_:gentrain.objectives.penalties.R1,gamma:1.0,every:4}}",)),
+    ],
+)
+def test_a_player_with_nothing_to_minimise_is_named(player: str, more: tuple[str, ...], run: Run) -> None:
+    ended = run(
+        *words("model=dcgan", "metrics=none", "model.net.critic_norm=none", f"+model.weights.{player}=0", *more)
+    )
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended.err
+    assert f"the {player} has nothing to minimise in iteration 1" in ended.err
+
+
 # Numbers out of their range
 
 NET = {
