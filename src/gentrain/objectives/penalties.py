@@ -163,13 +163,20 @@ class Dragan:
         return {"dragan": self.every * self.weight * dragan(critic, real)}
 
 
+_REMEDY = "set model.net.critic_norm=none, layer or instance, or choose another model/net"
+_REMEDIES = {
+    "decoder": "set model.net.decoder_norm=none, layer or instance",  # of a critic that is an autoencoder
+    "heads": "set model.critic.batch_norm=false",  # of a critic's further outputs
+}
+
+
 def refuse_batch_norm(net: nn.Module, what: str = "critic", penalty: str = "the gradient penalty") -> None:
     """UserError naming the first layer that mixes the samples of a batch, in a network that a per-sample penalty is
     about to be used on: batch norm, and any whose ``mixes_samples`` is true."""
     for name, layer in net.named_modules():
         normalises = isinstance(layer, _BatchNorm)
         if normalises or getattr(layer, "mixes_samples", False):
-            remedy = "set model.net.critic_norm=none, layer or instance" if normalises else "leave model/critic out"
+            remedy = _REMEDIES.get(name.split(".")[0], _REMEDY) if normalises else "leave model/critic out"
             raise UserError(
                 f"{what} layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
                 f"{penalty} is per sample: {remedy}"
