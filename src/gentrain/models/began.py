@@ -41,6 +41,7 @@ class Equilibrium(nn.Module):
     needs_lipschitz: ClassVar[bool] = False
     relative: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
+    centred: ClassVar[bool] = False
 
     def __init__(self, gamma: float = 0.5, rate: float = 0.001) -> None:
         super().__init__()
