@@ -115,6 +115,22 @@ def test_real_and_generated_samples_meet_in_batch_norm_only_where_they_are_to_be
     assert not any(torch.equal(x, y) for x in seen[-1] for y in batch.signed)
 
 
+@pytest.mark.parametrize("model", ["wgan_gp", "infogan", "ebgan"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_samples_are_cut_from_the_generator_in_the_critics_turn_whoever_has_the_floor(model: str, fresh: bool) -> None:
+    """Frozen weights would hide a fake that is not detached: here nobody's are."""
+    config = tiny(f"model={model}", f"++model.fresh_noise={fresh}")
+    system, batch = build_system(config, build(config["data"]), seed=0), batch_of(config)
+    system.prepare(total=10)
+    system.nets.requires_grad_(True)
+    sum(system.critic_loss(batch).values()).backward()  # type: ignore[operator]
+    assert all(p.grad is None for p in system.nets["generator"].parameters())
+    assert any(p.grad is not None for p in system.nets["critic"].parameters())
+    system.nets.requires_grad_(True)
+    sum(system.generator_loss(batch).values()).backward()  # type: ignore[operator]
+    assert all(p.grad is not None for p in system.nets["generator"].parameters())
+
+
 @pytest.mark.parametrize("model", ["cgan", "acgan", "sagan"])
 def test_samples_are_made_for_the_labels_of_the_batch_in_both_turns(model: str) -> None:
     """A fake of another marginal would be told by its label alone."""
