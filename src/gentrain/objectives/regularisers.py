@@ -31,7 +31,7 @@ class Orthogonal:
     needs_real: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        refuse_negative("orthogonal", of_generator=self.of_generator, of_critic=self.of_critic)
+        refuse_negative("model.aims: orthogonal", of_generator=self.of_generator, of_critic=self.of_critic)
 
     def heads(self, spec: Spec, codes: int) -> dict[str, int]:
         return {}
@@ -51,7 +51,7 @@ def overlap(net: nn.Module) -> Tensor:
             gram = w.float() @ w.float().T  # [K K]
             sums.append(gram.square().sum() - gram.diagonal().square().sum())
     if not sums:
-        raise UserError("orthogonal: the network has neither dense nor convolutional layers")
+        raise UserError("model.aims: orthogonal: the network has neither dense nor convolutional layers")
     return torch.stack(sums).sum()
 
 
@@ -94,9 +94,9 @@ class Consistency:
     needs_real: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        refuse_negative("consistency", of_real=self.of_real, of_fake=self.of_fake, shift=self.shift)
+        refuse_negative("model.aims: consistency", of_real=self.of_real, of_fake=self.of_fake, shift=self.shift)
         if not (self.flip or self.shift):
-            raise UserError("consistency: neither flip nor shift changes an image: set one of them")
+            raise UserError("model.aims: consistency: neither flip nor shift changes an image: set one of them")
 
     def heads(self, spec: Spec, codes: int) -> dict[str, int]:
         if not spec.is_image:
@@ -152,9 +152,9 @@ class LeCam(nn.Module):
 
     def __init__(self, weight: float, decay: float = 0.99, one_sided: bool = False) -> None:
         super().__init__()
-        refuse_negative("lecam", weight=weight)
+        refuse_negative("model.aims: lecam", weight=weight)
         if not 0.0 <= decay < 1.0:
-            raise UserError(f"lecam: decay={decay}: must lie in [0, 1)")
+            raise UserError(f"model.aims: lecam: decay={decay}: must lie in [0, 1)")
         self.weight, self.decay, self.one_sided = weight, decay, one_sided
         self.register_buffer("sums", torch.zeros(2))  # of real and generated scores, with falling weights
         self.register_buffer("share", torch.zeros(()))  # the sum of these weights: a division by it takes out the start
@@ -192,7 +192,7 @@ class HistoricalAverage(nn.Module):
 
     def __init__(self, of_generator: float = 0.0, of_critic: float = 0.0) -> None:
         super().__init__()
-        refuse_negative("historical", of_generator=of_generator, of_critic=of_critic)
+        refuse_negative("model.aims: historical", of_generator=of_generator, of_critic=of_critic)
         self.of_generator, self.of_critic = of_generator, of_critic
         self._means: dict[str, list[Tensor]] = {}
         self._turns: dict[str, list[int]] = {}  # how many, and the iteration of the last
