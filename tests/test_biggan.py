@@ -210,6 +210,9 @@ def test_chunks_of_z_come_out_even_and_each_reaches_the_pixels() -> None:
         UserError, match=r"model\.latent: .* 22 .* 4 equal chunks.*: 20 or 24, or model\.net\.skip_z=false"
     ):
         BigGAN(stages).decoder(CIFAR, 22)
+    with pytest.raises(UserError, match=r"model\.net\.decoder_norm=layer: skip-z .*model\.net\.skip_z=false"):
+        BigGAN(stages, decoder_norm="layer").decoder(CIFAR, 20)
+    assert BigGAN(stages, width=4, decoder_norm="layer", skip_z=False).decoder(CIFAR, 20)(z).isfinite().all()
 
 
 def test_weights_start_orthogonal() -> None:

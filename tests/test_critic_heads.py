@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Run, tiny, words
+from PIL import Image
 
 from gentrain.config import Node, build
 from gentrain.engine.fit import build_system, check_config
-from gentrain.engine.sampling import at_rest
+from gentrain.engine.restore import load_system
+from gentrain.engine.sampling import at_rest, draw
 from gentrain.engine.system import System
 from gentrain.errors import UserError
+from gentrain.folder import RunFolder
 from gentrain.game import CLASS_HEAD
 from gentrain.models.acgan import AuxiliaryClassifier
-from gentrain.types import Images
+from gentrain.types import Images, to_bytes
 
 
 def ready(*overrides: str) -> tuple[System, Images]:
@@ -83,12 +89,36 @@ def test_classify_asks_the_head_at_rest() -> None:
         (("model.aims.classes.real=-1",), "real=-1"),
         (("model.aims.classes.real=0", "model.aims.classes.fake=0"), "untrained"),
         (("data=ring", "model/net=mlp"), "no class"),
+        (("model.labels.critic=projection",), "model.labels.critic: the critic of ClassifyingAdversarial"),
+        (("model.labels.critic=concat",), "set it to none"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(overrides: tuple[str, ...], named: str, run: Run) -> None:
     ended = run("check", *words("model=acgan", *overrides))
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
     assert named in ended.err
+
+
+def test_samples_of_the_classes_that_were_asked_for(run: Run, workplace: Path) -> None:
+    for model in ("cgan", "dcgan"):
+        words_of_it = ("train.iterations=2", "train.validate_every=0", "metrics=none", f"name={model}")
+        assert run(*words(f"model={model}", *words_of_it)).code == 0
+    done = run("sample", "run=outputs/cgan", "n=5", "class=7,2")
+    assert done.code == 0, done.err
+    system = load_system(RunFolder.open(workplace / "outputs" / "cgan"), "last", device="cpu")
+    expected = to_bytes(draw(system, 5, seed=0, labels=torch.tensor([7, 2, 7, 2, 7])))
+    folder = workplace / "outputs" / "cgan" / "samples" / "drawn-last-0-class-7-2"
+    for place, image in enumerate(expected):
+        with Image.open(folder / f"{place:06d}.png") as file:
+            assert np.array_equal(np.asarray(file), image[0].numpy())
+    assert not torch.equal(expected, to_bytes(draw(system, 5, seed=0, labels=torch.tensor([7, 2, 7, 2, 8]))))
+    for wrong, said in (("11", "no class of these data"), ("x", "no class of these data"), ("", "")):
+        ended = run("sample", "run=outputs/cgan", "n=2", f"class={wrong}")
+        assert (ended.code, len(ended.err.splitlines())) == ((2, 1) if said else (0, 0)), ended.err
+        assert said in ended.err
+    ended = run("sample", "run=outputs/dcgan", "class=3")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "not asked by class" in ended.err
 
 
 def test_it_needs_samples_made_for_classes() -> None:

@@ -12,7 +12,7 @@ from conftest import Run, tiny, words
 from torch import nn
 
 from gentrain.compose import compose
-from gentrain.config import build, conf_dir, options
+from gentrain.config import Node, build, conf_dir, options
 from gentrain.data.cache import Storage
 from gentrain.data.sources import digits
 from gentrain.engine.fit import build_system, check_config
@@ -31,6 +31,7 @@ from gentrain.models.wgan import CriticAhead, WeightClip
 from gentrain.nets.dcgan import DCGAN
 from gentrain.objectives.autoencoding import summed
 from gentrain.objectives.penalties import R1, Dragan, GradientPenalty
+from gentrain.types import Images
 
 
 def built(*overrides: str) -> System:
@@ -65,6 +66,98 @@ def test_any_penalty_or_constraint_makes_it_right() -> None:
     assert built("model=wgan_gp").players()
     losses = {name: build(compose([f"loss={name}"]).config["loss"]) for name in options("loss")}
     assert [name for name, loss in losses.items() if getattr(loss, "needs_lipschitz", False)] == ["wasserstein"]
+
+
+@pytest.mark.parametrize(
+    ("player", "more"),
+    [
+        ("generator", ()),
+        ("critic", ("+model.penalties={r1:{_target_:gentrain.objectives.penalties.R1,gamma:1.0,every:4}}",)),
+    ],
+)
+def test_a_player_with_nothing_to_minimise_is_named(player: str, more: tuple[str, ...], run: Run) -> None:
+    ended = run(
+        *words("model=dcgan", "metrics=none", "model.net.critic_norm=none", f"+model.weights.{player}=0", *more)
+    )
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended.err
+    assert f"the {player} has nothing to minimise in iteration 1" in ended.err
+
+
+# What a critic is shown
+
+
+def one_turn_each(system: System, batch: Images) -> None:
+    system.prepare(total=10)
+    for seat in system.seats:
+        seat.player.loss(batch)
+
+
+def batch_of(config: Node) -> Images:
+    """The last images of each class are rare in it: 24 of class 0, one of each other."""
+    train = build(config["data"]).train
+    y = train.y
+    assert y is not None
+    first = torch.cat([(y == 0).nonzero().flatten()[:24], *((y == k).nonzero().flatten()[:1] for k in range(1, 10))])
+    return train.take(first[torch.randperm(len(first))])
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_real_and_generated_samples_meet_in_batch_norm_only_where_they_are_to_be_one_batch(joint: bool) -> None:
+    config = tiny("model=dcgan", "model.net.depth=2", f"++model.joint_batch={joint}", "model.fresh_noise=true")
+    system, batch, seen = build_system(config, build(config["data"]), seed=0), batch_of(config), []
+    critic = system.nets["critic"]
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in critic.modules())
+    critic.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))  # type: ignore[union-attr, operator]
+    one_turn_each(system, batch)
+    n = len(batch)
+    assert [len(x) for x in seen] == ([2 * n, n] if joint else [n, n, n])
+    assert torch.equal(seen[0][:n], batch.signed)
+    assert not any(torch.equal(x, y) for x in seen[-1] for y in batch.signed)
+
+
+@pytest.mark.parametrize("model", ["wgan_gp", "infogan", "ebgan"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_samples_are_cut_from_the_generator_in_the_critics_turn_whoever_has_the_floor(model: str, fresh: bool) -> None:
+    """Frozen weights would hide a fake that is not detached: here nobody's are."""
+    config = tiny(f"model={model}", f"++model.fresh_noise={fresh}")
+    system, batch = build_system(config, build(config["data"]), seed=0), batch_of(config)
+    system.prepare(total=10)
+    system.nets.requires_grad_(True)
+    sum(system.critic_loss(batch).values()).backward()  # type: ignore[operator]
+    assert all(p.grad is None for p in system.nets["generator"].parameters())
+    assert any(p.grad is not None for p in system.nets["critic"].parameters())
+    system.nets.requires_grad_(True)
+    sum(system.generator_loss(batch).values()).backward()  # type: ignore[operator]
+    assert all(p.grad is not None for p in system.nets["generator"].parameters())
+
+
+@pytest.mark.parametrize("model", ["cgan", "acgan", "sagan"])
+def test_samples_are_made_for_the_labels_of_the_batch_in_both_turns(model: str) -> None:
+    """A fake of another marginal would be told by its label alone."""
+    config = tiny(f"model={model}", "model.fresh_noise=true")
+    system, batch, asked = build_system(config, build(config["data"]), seed=0), batch_of(config), []
+    system.nets["generator"].register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1].clone()))
+    one_turn_each(system, batch)
+    assert len(asked) == 2
+    assert all(torch.equal(labels, batch.y) for labels in asked)  # type: ignore[arg-type]
+
+
+def test_samples_come_with_the_frequencies_of_the_training_labels() -> None:
+    config = tiny("model=cgan")
+    system = build_system(config, build(config["data"]), seed=0)
+    system.give_class_counts(torch.tensor([900, 100, *[0] * 8]))  # type: ignore[operator]
+    drawn = system.draw_labels(4000, torch.Generator().manual_seed(0)).bincount(minlength=10)  # type: ignore[operator]
+    assert int(drawn[2:].sum()) == 0
+    assert 0.08 < float(drawn[1]) / 4000 < 0.12
+
+
+@pytest.mark.parametrize("model", ["infogan", "ssgan"])
+def test_batch_norm_of_vectors_is_not_shown_one_sample_at_a_time(model: str, run: Run) -> None:
+    for more in (("train.batch_size=1",), ("train.batch_size=2", "train.accumulate=2")):
+        ended = run("check", *words(f"model={model}", *more))
+        assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended.err
+        assert "parts of one sample" in ended.err
+    assert run("check", *words(f"model={model}", "train.batch_size=2")).code == 0
 
 
 # Numbers out of their range

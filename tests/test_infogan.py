@@ -20,11 +20,19 @@ from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.evaluation.clustering import OwnClusters, cluster_scores
 from gentrain.evaluation.subject import Subject
+from gentrain.explore.study import Study
+from gentrain.explore.traverse import explore
 from gentrain.game import CODE_HEAD
 from gentrain.models.infogan import CategoriesAndNumbers, HiddenHeads, InfoGANNet
 from gentrain.types import Images, Spec
 
 CODES = CategoriesAndNumbers([3, 2], 2)
+
+
+LABELS = (
+    "+model.labels={{_target_: gentrain.nets.conditioning.Labels, generator: concat, critic: {}, width: 8, "
+    "shared: false}}"
+)
 
 
 def ready(*overrides: str) -> tuple[System, Images]:
@@ -209,6 +217,7 @@ def test_the_networks_are_the_authors() -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
+        ((LABELS.format("concat"),), "model.labels.critic: the critic of InformedAdversarial"),
         (("model.codes=null",), "model.aims.information.codes"),
         (("model.aims.information.categorical=-1",), "categorical=-1"),
         (("model.codes.categories=[1]",), "categories=[1]"),
@@ -222,6 +231,20 @@ def test_what_cannot_work_is_refused_in_one_line(overrides: tuple[str, ...], nam
     ended = run("check", *words("model=infogan", *overrides))
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
     assert named in ended.err
+
+
+def test_codes_are_walked_for_one_class_a_row_where_samples_are_asked_by_class(tmp_path: Path) -> None:
+    system, _ = ready(LABELS.format("none"))
+    data, asked = build(tiny("model=infogan")["data"]), []
+    study = Study(system, data, 0, torch.device("cpu"), lambda: None)
+    decode = system.decode
+    system.decode = lambda z, labels=None: (asked.append(labels), decode(z, labels))[1]  # type: ignore[operator]
+    with at_rest(system):
+        explore(study, tmp_path / "t.png", image="none", dims=9, steps=3, reach=2.0, n=2, order="activity")
+    assert [len(labels) for labels in asked] == [5 * 10, 5 * 3, 5 * 3]
+    for labels in asked:
+        assert (labels.view(5, -1) == labels.view(5, -1)[:, :1]).all()
+        assert torch.equal(labels.view(5, -1)[:, 0], asked[0].view(5, -1)[:, 0])
 
 
 def test_an_aim_about_other_codes_is_refused() -> None:

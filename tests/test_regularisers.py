@@ -129,6 +129,33 @@ def test_a_lazy_penalty_acts_in_each_so_many_th_iteration() -> None:
     assert len(entries["loss/critic/r2"]) == 7
 
 
+def test_a_lazy_penalty_wants_a_critic_that_moves_in_each_iteration() -> None:
+    lazy = ("model=dcgan", "model/penalty=r1", "+model.players.critic.every=2")
+    assert len(ledger(*lazy, iterations=4)["loss/critic/r1"]) == 2
+    with pytest.raises(UserError, match=r"model\.penalties\.r1\.every=4: .*model\.players\.critic\.every"):
+        ready(tiny(*lazy, "model.penalties.r1.every=4"))
+
+
+def test_batch_norm_is_named_with_the_key_that_takes_it_away() -> None:
+    for model, key in (
+        ("ebgan", r"'decoder\.\d+' .*set model\.net\.decoder_norm=none"),
+        ("infogan", r"'heads\.codes\.1' .*set model\.critic\.batch_norm=false"),
+    ):
+        with pytest.raises(UserError, match=key):
+            ready(tiny(f"model={model}", "model/net=dcgan", "model.net.depth=2", "model/penalty=r1"))
+    ready(tiny("model=ebgan", "model.net.depth=2", "model/penalty=r1", "model.net.decoder_norm=none"))
+
+
+def test_spectral_normalisation_takes_the_place_of_batch_norm() -> None:
+    deeper = ("model=dcgan", "model.net.depth=2")
+    system, _ = ready(tiny(*deeper))
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in system.nets["critic"].modules())
+    system, _ = ready(tiny(*deeper, "model/penalty=spectral"))
+    critic, generator = system.nets["critic"], system.nets["generator"]
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in critic.modules())
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in generator.modules())
+
+
 def test_two_terms_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match=r"model.penalties.again: the player has a term 'r1' already"):
         ledger("model=dcgan", "model/penalty=r1", "+model.penalties.again=${model.penalties.r1}", iterations=1)
@@ -208,6 +235,23 @@ def test_reading_filters_makes_no_step_of_the_power_iteration() -> None:
     (slope,) = torch.autograd.grad(value, raw)
     gram = (raw @ raw.T).detach()
     torch.testing.assert_close(slope, 4 * (gram - gram.diagonal().diag()) @ raw.detach())
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_filters_that_weight_normalisation_makes_are_read_before_a_division(spectral: bool) -> None:
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)) for _ in range(2)]
+    by_hand = 0.0
+    for layer in layers:
+        gram = (layer.weight @ layer.weight.T).detach()
+        by_hand += number((gram - gram.diagonal().diag()).square().sum())
+    net = nn.Sequential(*layers, nn.Linear(6, 1))
+    net = spectral_norm(net) if spectral else net
+    before = copy.deepcopy(net.state_dict())
+    value = overlap(nn.ModuleList([net, layers[0]]))  # shared weights once
+    assert number(value) == pytest.approx(by_hand, rel=1e-4)
+    assert differences(dict(before), dict(net.state_dict())) == []
+    moved = [p for layer in layers for name, p in layer.named_parameters() if "original" in name]
+    assert all(slope.abs().max() > 0 for slope in torch.autograd.grad(value, moved))
 
 
 # --- consistency ---------------------------------------------------------------------------------------------------

@@ -109,6 +109,20 @@ def test_weights_are_divided_in_float32_under_autocast(steps: list[bool]) -> Non
     assert steps == [False]
 
 
+def test_what_weight_normalisation_made_is_divided(steps: list[bool]) -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(7.0)
+    net = spectral_norm(nn.Sequential(layer))
+    for _ in range(100):
+        net(torch.zeros(1, 6))
+    steps.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(torch.zeros(1, 6))
+    assert steps == [False]
+    assert largest(layer) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_a_slope_beside_it_is_that_of_the_divided_weight() -> None:
     """A linear critic's slope is 1 by its own division, and a penalty on it has nothing to move."""
     critic = spectral_norm(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)))

@@ -268,7 +268,7 @@ def test_few_labels_need_a_critic_of_classes() -> None:
         system.critic_loss(batch)  # type: ignore[operator]
     with pytest.raises(UserError, match="gives no classes"):
         system.classify(batch.x)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="give_labelled"):
+    with pytest.raises(UserError, match="no labelled images"):
         FewLabels().critic(None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="gives no classes"):
         ClassLogits().build(Spec((4,)), MLP(), None, {})

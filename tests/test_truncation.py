@@ -114,6 +114,18 @@ def test_all_batch_norms_of_the_averaged_generator_are_measured_and_put_back() -
         assert all(torch.equal(value, kept[name]) for name, value in state.items())
 
 
+def test_a_critic_that_tells_classes_keeps_its_statistics() -> None:
+    system = made("model=acgan", "model.net.depth=2")
+    x = torch.randint(0, 256, (5, *system.spec.shape), dtype=torch.uint8)
+    with at_rest(system):
+        for layer in system.nets["critic"].modules():
+            if isinstance(layer, _BatchNorm):
+                layer.running_mean.fill_(0.3)  # type: ignore[union-attr]
+        before = system.classify(x)  # type: ignore[operator]
+        with truncated(system, 0.5):
+            assert torch.equal(system.classify(x), before)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     ("overrides", "at", "said"),
     [

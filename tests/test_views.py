@@ -114,6 +114,33 @@ def test_a_view_sees_the_same_clock_after_a_resume() -> None:
     assert again.asked[0] == (4, 20)
 
 
+@pytest.mark.parametrize(
+    ("loss", "fits"),
+    [
+        (("loss=nonsaturating",), True),
+        (("loss=hinge",), True),
+        (("loss=least_squares", "loss.fake=-1", "loss.wanted=0"), True),
+        (("loss=least_squares",), False),
+        (("loss=relativistic",), False),
+        (("loss=relativistic_average",), False),
+        (("loss=wasserstein", "model/penalty=clip"), False),
+        (("model=ebgan",), False),
+        (("model=began",), False),
+    ],
+)
+def test_ada_goes_by_the_sign_of_scores_that_have_one(loss: tuple[str, ...], fits: bool) -> None:
+    chosen = loss if loss[0].startswith("model=") else ("model=dcgan", *loss)
+    config = tiny(*chosen, "model/view=ada")
+    data = build(config["data"])
+    if fits:
+        assert build_system(config, data, seed=0)
+        return
+    with pytest.raises(UserError, match=r"^model\.views\.ada: .* sign of the critic's scores"):
+        build_system(config, data, seed=0)
+    without = tiny(*chosen)
+    assert build_system(without, data, seed=0)
+
+
 EVERYTHING = (
     "model/view=[instance_noise,diffaugment,ada]",
     "model.views.ada.start=0.5",

@@ -110,7 +110,8 @@ class Watching(Protocol):
 
 class View(Protocol):
     """What is done to all samples, real and generated, before a critic sees them (``model.views``): noise,
-    differentiable changes. State as with an ``Aim``."""
+    differentiable changes. State as with an ``Aim``. One whose ``reads_sign`` is true learns from the sign of scores,
+    and needs a loss under which that says "real" or "generated"."""
 
     def require(self, spec: Spec) -> None:
         """UserError for data that it cannot change."""

@@ -1,14 +1,21 @@
-"""``gentrain sample run=DIR n=64``: a PNG grid and single files from a trained run."""
+"""``gentrain sample run=DIR n=64``: a PNG grid and single files from a trained run; ``class=shirt,7`` of classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gentrain.commands.words import above_zero, options, whole_number, yes
+from gentrain.config import nearest
 from gentrain.errors import OK, UserError
 from gentrain.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gentrain.engine.system import System
 
 NUMBERED = re.compile(r"[0-9]{6}\.png")
 KEYS = {
@@ -20,6 +27,7 @@ KEYS = {
     "out": "",
     "files": "true",
     "truncation": "",
+    "class": "",
     "device": "auto",
     "trust": "false",
 }
@@ -45,8 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
-    drawn = draw(system, n, seed=seed, weights=given["weights"], truncation=truncation)
+    labels = _labels(given["class"], system, n)
+    drawn = draw(system, n, seed=seed, weights=given["weights"], labels=labels, truncation=truncation)
     cut = "" if truncation is None else f"-truncated-{truncation:g}"
+    cut += "" if labels is None else "-class-" + "-".join(dict.fromkeys(map(str, labels.tolist())))
     out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}{cut}"
     out.mkdir(parents=True, exist_ok=True)
     if not system.spec.is_image:
@@ -64,3 +74,21 @@ def run(arguments: Sequence[str]) -> int:
             pictures.single(image, out / f"{i:06d}.png")
     print(f"{n} images: {out}\ngrid: {out / 'grid.png'}")
     return OK
+
+
+def _labels(asked: str, system: System, n: int) -> Tensor | None:
+    """int64 [n]: the classes of ``class=``, names or numbers, one after the other and again; None for those of
+    training. UserError for others, and for a system that is not asked by class."""
+    if not asked:
+        return None
+    import torch
+
+    names = list(system.spec.class_names)
+    if not names or not getattr(system, "conditional", False):
+        raise UserError(f"class={asked}: {type(system).__name__} is not asked by class here")
+    chosen = []
+    for part in asked.strip("[]").split(","):
+        if part not in names and not (part.isdecimal() and int(part) < len(names)):
+            raise UserError(f"class={part}: no class of these data{nearest(part, names)}")
+        chosen.append(names.index(part) if part in names else int(part))
+    return torch.tensor(chosen)[torch.arange(n) % len(chosen)]

@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from gentrain.capabilities import CountsClasses, LearnsFromFewLabels
 from gentrain.check import bind, check, fits, misfit
 from gentrain.config import Node, build, nearest, options
@@ -152,6 +154,7 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     stream(data.train, batch_size=budget.batch_size, seed=config["seed"], flip=budget.flip)
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     system = build_system(config, data, seed=config["seed"], trusted=trusted)
+    _refuse_single(system, config)
     scoring, left_out = scoring.possible(system, data)
     if scoring.smaller:
         require(scoring.scores, system, data, n=scoring.during_samples, key="metrics.during_samples")
@@ -163,6 +166,22 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
         _require_scores(budget, scoring)
     health = build(config["callbacks"], trusted=trusted, where="callbacks").get("health")
     return Parts(data, budget, scoring, system, health, left_out)
+
+
+def _refuse_single(system: System, config: Node) -> None:
+    """UserError where batch norm of vectors would be shown one sample at a time: it has nothing to normalise by."""
+    budget, (_, world) = (
+        build_budget(config),
+        count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"]),
+    )
+    if budget.batch_size > world * budget.accumulate:
+        return
+    for name, layer in system.nets.named_modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            raise UserError(
+                f"train.batch_size={budget.batch_size}: parts of one sample, and the batch norm {name} needs two or "
+                "more: a larger batch, or a smaller train.accumulate"
+            )
 
 
 def _require_scores(budget: Budget, scoring: Scoring) -> None:

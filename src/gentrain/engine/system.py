@@ -150,6 +150,11 @@ class System(lightning.LightningModule, ABC):
         for i, part in enumerate(parts):
             with self.autocast(), self.further_part() if i else contextlib.nullcontext():
                 terms = seat.player.loss(part)
+            if not terms:
+                raise UserError(
+                    f"model: the {seat.player.name} has nothing to minimise in iteration {iteration}: the terms of its "
+                    "objective have a weight of 0, or act in other iterations; give one of them a weight above 0"
+                )
             loss = total(terms)
             losses.append(loss.detach())
             if self.device.type == "cpu" and world_size() == 1:  # free here, and the backward pass is saved

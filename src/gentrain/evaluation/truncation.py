@@ -7,11 +7,12 @@ measured anew, over many batches ("standing statistics").
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gentrain.errors import UserError
@@ -55,7 +56,7 @@ def truncated(system: Any, at: float | None, *, passes: int = PASSES, seed: int 
 
 @contextmanager
 def standing(system: Any, *, passes: int = PASSES, seed: int = 0) -> Iterator[None]:
-    """Inside, the running means and variances of the batch norms that sampling needs are the plain averages over
+    """Inside, the running means and variances of the batch norms that samples pass are the plain averages over
     ``passes`` batches of samples as the system draws them now; outside they are as before."""
     layers = [
         layer
@@ -67,12 +68,19 @@ def standing(system: Any, *, passes: int = PASSES, seed: int = 0) -> Iterator[No
     try:
         if layers:
             _measure(system, layers, passes, seed)
+            for layer, (buffers, _) in zip(layers, kept, strict=True):
+                if not layer.num_batches_tracked:  # no sample passes it: a critic's, that stands beside for its classes
+                    _put_back(layer, buffers)
         yield
     finally:
         for layer, (buffers, momentum) in zip(layers, kept, strict=True):
             layer.momentum = momentum
-            for name, value in buffers.items():
-                layer.get_buffer(name).copy_(value)
+            _put_back(layer, buffers)
+
+
+def _put_back(layer: _BatchNorm, buffers: Mapping[str, Tensor]) -> None:
+    for name, value in buffers.items():
+        layer.get_buffer(name).copy_(value)
 
 
 def _measure(system: Any, layers: list[_BatchNorm], passes: int, seed: int) -> None:

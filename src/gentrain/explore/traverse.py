@@ -70,9 +70,11 @@ def _explore_meant(study: Study, path: Path, *, dims: int, steps: int, reach: fl
     """The first ``dims`` codes of a system without an encoder: a few random samples along each."""
     generator = torch.Generator(study.device).manual_seed(study.seed)
     codes = list(study.system.vary(SAMPLES, steps=steps, reach=reach, generator=generator))[:dims]
+    labels = study.draw_classes(SAMPLES) if study.told_classes else None
     blocks, change = [], {}
     for code in codes:
-        images = torch.unflatten(study.decode(code.z.flatten(0, 1).cpu()), 0, code.z.shape[:2])  # [n T C H W]
+        each = None if labels is None else labels.repeat_interleave(code.z.shape[1])
+        images = torch.unflatten(study.decode(code.z.flatten(0, 1).cpu(), each), 0, code.z.shape[:2])  # [n T C H W]
         rows: list[Row] = [(f"sample {row}", images[row]) for row in range(len(images))]
         blocks.append((code.name, strip_block(rows, list(code.words))))
         steps_of = images.double().diff(dim=1).square().flatten(2).mean(2).sqrt()  # [n T-1]

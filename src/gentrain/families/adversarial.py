@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ class Adversarial(Generating):
     virtual batch norm, for a generator that has it. UserError where the loss needs a Lipschitz critic and nothing makes
     one, and for parts that do not go together.
     """
+
+    reads_images: ClassVar[bool] = False
+    """Whether the critic is asked about images without labels when training is over."""
 
     def __init__(
         self,
@@ -86,8 +90,14 @@ class Adversarial(Generating):
         self.penalties, self.aims, self.views = dict(penalties or {}), dict(aims or {}), dict(views or {})
         self.fresh_noise, self.joint_batch, self.replay = fresh_noise, joint_batch, replay
         self.weights_of_loss = _weights_of_loss(weights)
-        for view in self.views.values():
+        for name, view in self.views.items():
             view.require(spec)
+            if getattr(view, "reads_sign", False) and not loss.centred:
+                raise UserError(
+                    f"model.views.{name}: it learns from the sign of the critic's scores, which says nothing under "
+                    "this loss: choose loss=nonsaturating or hinge, or model/view=diffaugment"
+                )
+        _refuse_lazy(players, self.penalties)
         self._build(net, labels, critic or Scoring(), spectral, reference)
         named = [*self.aims.items(), *self.views.items(), ("replay", replay), ("loss", loss)]
         self.rules.update({name: part for name, part in named if isinstance(part, nn.Module)})
@@ -103,6 +113,11 @@ class Adversarial(Generating):
         for aim in self.aims.values():
             heads |= aim.heads(self.spec, width)
         self.nets["critic"] = critic.build(self.spec, net, labels, heads)
+        if self.reads_images and getattr(self.nets["critic"], "labels", None) is not None:
+            raise UserError(
+                f"model.labels.critic: the critic of {type(self).__name__} has to tell what an image is, and must "
+                "not be shown its label: set it to none"
+            )
         if any(penalty.per_sample for penalty in self.penalties.values()):
             x = torch.randn(3, *self.spec.shape, generator=torch.Generator().manual_seed(0))
             refuse_mixing(self.nets["critic"], x, None if labels is None else torch.arange(3) % self.spec.classes)
@@ -242,6 +257,16 @@ def _add(terms: Terms, more: Terms, where: str) -> None:
         if name in terms:
             raise UserError(f"{where}: the player has a term '{name}' already; leave out one of the two")
         terms[name] = term
+
+
+def _refuse_lazy(players: Mapping[str, Moves], penalties: Mapping[str, Penalty]) -> None:
+    rests = "critic" in players and players["critic"].every != 1
+    for name, penalty in penalties.items():
+        if rests and penalty.every != 1:
+            raise UserError(
+                f"model.penalties.{name}.every={penalty.every}: counted in iterations, and weighed for a critic that "
+                "moves in each of them: set it to 1, or model.players.critic.every to 1"
+            )
 
 
 def _refuse_comparing(critic: nn.Module) -> None:

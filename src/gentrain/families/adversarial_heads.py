@@ -20,6 +20,7 @@ class ClassifyingAdversarial(Adversarial):
     a head that an aim asks for. The average is of both networks, since both are used when training is over."""
 
     sampled = ("generator", "critic")
+    reads_images = True
 
     @property
     def labels_per_class(self) -> int | None:
@@ -50,6 +51,7 @@ class InformedAdversarial(Adversarial):
     asked, without codes that can be read, or without an aim that has the critic read them."""
 
     sampled = ("generator", "critic")
+    reads_images = True
 
     def cluster(self, x: Tensor) -> Tensor:
         """Probability of each category [B K] of the first categorical code, for x uint8 [B C H W]."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,8 @@ class ADA(nn.Module):
     """``target`` of r_t; p goes from 0 to 1 within ``images`` images if it only rises, adjusted in every ``every``-th
     turn of the critic; ``start``: the first p. ``changes``: of blit, geometry, colour. UserError for other values, for
     vectors, and for images of other than 1 or 3 channels or unequal sides."""
+
+    reads_sign: ClassVar[bool] = True
 
     def __init__(
         self,

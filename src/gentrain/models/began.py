@@ -5,9 +5,10 @@ section 3.3 (the equilibrium gamma = E L(G(z)) / E L(x)), 3.4 (the losses and th
 convergence), 3.5 (the networks).
 Adds to the adversarial family: that loss, which has a state, and convolutional networks of ELUs without normalisation.
 The critic itself is ``nets.energy``, which EBGAN shares.
-Departs: the generator ends in tanh, as all of ours; from 4x4 up where images are smaller than 16 pixels; k is moved by
-the samples that the critic saw, in its turn; rates fall on a schedule instead of when the measure stalls; no vanishing
-residuals, no skip connections from the code. With train.accumulate each part of a batch moves k.
+Departs: the generator ends in tanh, as all of ours; from 4x4 up where images are smaller than 16 pixels; both players
+move on one set of samples (model.fresh_noise=true draws anew), and k is moved by those, in the critic's turn; rates
+fall on a schedule instead of when the measure stalls; no vanishing residuals, no skip connections from the code. With
+train.accumulate each part of a batch moves k.
 Checked by: tests/test_ebgan.py (k against its recurrence, its bounds, the checkpoint; terms, gradients), the contract.
 """
 
@@ -41,6 +42,7 @@ class Equilibrium(nn.Module):
     needs_lipschitz: ClassVar[bool] = False
     relative: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
+    centred: ClassVar[bool] = False
 
     def __init__(self, gamma: float = 0.5, rate: float = 0.001) -> None:
         super().__init__()

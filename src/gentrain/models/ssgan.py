@@ -87,7 +87,7 @@ class FewLabels(nn.Module):
 
     def critic(self, seen: Round) -> Terms:
         if self.labelled is None or self.labelled.y is None:
-            raise ValueError("give_labelled was not called")
+            raise UserError("model.aims: few labels: this system hands out no labelled images; model=ssgan, acgan do")
         # From the global generator, whose state a checkpoint holds.
         place = torch.randint(len(self.labelled), (len(seen.real),))
         some = Images(self.labelled.x[place], self.labelled.y[place]).to(seen.real.device)

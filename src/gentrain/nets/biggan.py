@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.nets.layers import BASE, require_batch_norm
+from gentrain.nets.layers import BASE
 from gentrain.nets.modulation import Conditional, ConditionalSequential, modulated
 from gentrain.nets.resnet_gan import ResNetGAN, Stages, stages_of
 from gentrain.types import Spec
@@ -102,7 +102,11 @@ class BigGAN:
     def _hierarchical(
         self, spec: Spec, latent: int, condition: int, channels: int | None, bounded: bool
     ) -> Hierarchical:
-        require_batch_norm(self.decoder_norm)
+        if self.decoder_norm != "batch":
+            raise UserError(
+                f"model.net.decoder_norm={self.decoder_norm}: skip-z modulates batch norm: set it to batch, or "
+                "model.net.skip_z=false"
+            )
         net, widths = self._plain(), stages_of(self.stages, spec).generator
         chunk = chunk_of(latent, len(widths))
         norm = modulated(condition + chunk, one_hot=False)

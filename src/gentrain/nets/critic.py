@@ -91,7 +91,7 @@ def spectral_norm(net: nn.Module, eps: float = 1e-6) -> nn.Module:
     for layer in [layer for layer in net.modules() if isinstance(layer, kinds)]:
         torch.nn.utils.parametrizations.spectral_norm(layer, eps=eps)
         divisions = cast("parametrize.ParametrizationList", layer.parametrizations.weight)  # type: ignore[union-attr]
-        divisions[0] = _InFloat32(divisions[0])
+        divisions[-1] = _InFloat32(divisions[-1])  # the first may be another's: a weight norm
     return net
 
 

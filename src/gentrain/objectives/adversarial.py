@@ -58,6 +58,9 @@ class GameLoss(Protocol):
     @property
     def needs_energy(self) -> bool: ...
 
+    @property
+    def centred(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class AdversarialLoss:
@@ -69,6 +72,7 @@ class AdversarialLoss:
     ``probabilistic``: the critic's output is the logit of P(real), so that its sigmoid may be logged as a probability.
     ``needs_lipschitz``: the game is meant for a critic of bounded slope; without a bound its loss has no minimum.
     ``needs_energy``: the critic's scores must be minus an energy, never above 0; on others its loss has no minimum.
+    ``centred``: a score above 0 says "real", one below it "generated".
     """
 
     critic: Callable[[Tensor, Tensor], Terms]
@@ -77,6 +81,7 @@ class AdversarialLoss:
     needs_lipschitz: bool = False
     relative: bool = False
     needs_energy: bool = False
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,14 +133,18 @@ def minimax(real: Target = 1.0, fake: Target = 0.0, flip: float = 0.0) -> Advers
     The generator's gradient dies as the critic wins: sigmoid(f) with respect to the logit f, 4.5e-5 at f = -10. With
     ``turns=simultaneous`` it is gradient reversal: one backward pass that turns the sign between critic and generator.
     """
-    return AdversarialLoss(critic=Targets(real, fake, flip).critic, generator=_minimax, probabilistic=True)
+    return AdversarialLoss(
+        critic=Targets(real, fake, flip).critic, generator=_minimax, probabilistic=True, centred=True
+    )
 
 
 def nonsaturating(real: Target = 1.0, fake: Target = 0.0, flip: float = 0.0) -> AdversarialLoss:
     """Goodfellow et al. 2014, section 3: the generator maximises log D(G(z)), so that its gradient is near 1 where the
     critic wins. "Flip the labels when training the generator" is this loss, and so are the "softplus" and the
     "logistic" loss of later papers. ``Targets`` are the critic's."""
-    return AdversarialLoss(critic=Targets(real, fake, flip).critic, generator=_nonsaturating, probabilistic=True)
+    return AdversarialLoss(
+        critic=Targets(real, fake, flip).critic, generator=_nonsaturating, probabilistic=True, centred=True
+    )
 
 
 def maximum_likelihood(real: Target = 1.0, fake: Target = 0.0, flip: float = 0.0) -> AdversarialLoss:
@@ -144,7 +153,9 @@ def maximum_likelihood(real: Target = 1.0, fake: Target = 0.0, flip: float = 0.0
 
     The variance is as large as the ratio's, and exp overflows float32 above a logit of 88.
     """
-    return AdversarialLoss(critic=Targets(real, fake, flip).critic, generator=_maximum_likelihood, probabilistic=True)
+    return AdversarialLoss(
+        critic=Targets(real, fake, flip).critic, generator=_maximum_likelihood, probabilistic=True, centred=True
+    )
 
 
 def least_squares(real: float = 1.0, fake: float = 0.0, wanted: float = 1.0) -> AdversarialLoss:
@@ -157,13 +168,14 @@ def least_squares(real: float = 1.0, fake: float = 0.0, wanted: float = 1.0) -> 
         critic=partial(_least_squares_critic, low=fake, high=real),
         generator=partial(_least_squares, wanted=wanted),
         probabilistic=False,
+        centred=real == -fake,
     )
 
 
 def hinge() -> AdversarialLoss:
     """Geometric GAN (Lim and Ye 2017, arXiv 1705.02894): scores beyond the margins -1 and 1 no longer train the
     critic."""
-    return AdversarialLoss(critic=_hinge_critic, generator=_raise_score, probabilistic=False)
+    return AdversarialLoss(critic=_hinge_critic, generator=_raise_score, probabilistic=False, centred=True)
 
 
 def wasserstein() -> AdversarialLoss:

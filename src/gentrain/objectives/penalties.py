@@ -111,7 +111,7 @@ class GradientPenalty:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check("gradient penalty", self.every, weight=self.weight, target=self.target)
+        _check("model.penalties: gradient penalty", self.every, weight=self.weight, target=self.target)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         mean = gradient_penalty(critic, real, fake, target=self.target, one_sided=self.one_sided)
@@ -127,7 +127,7 @@ class R1:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check("R1", self.every, gamma=self.gamma)
+        _check("model.penalties: R1", self.every, gamma=self.gamma)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         return {"r1": self.every * self.gamma * r1(critic, real)}
@@ -142,7 +142,7 @@ class R2:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check("R2", self.every, gamma=self.gamma)
+        _check("model.penalties: R2", self.every, gamma=self.gamma)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         return {"r2": self.every * self.gamma * r2(critic, fake)}
@@ -157,10 +157,17 @@ class Dragan:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check("DRAGAN", self.every, weight=self.weight)
+        _check("model.penalties: DRAGAN", self.every, weight=self.weight)
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Terms:
         return {"dragan": self.every * self.weight * dragan(critic, real)}
+
+
+_REMEDY = "set model.net.critic_norm=none, layer or instance, or choose another model/net"
+_REMEDIES = {
+    "decoder": "set model.net.decoder_norm=none, layer or instance",  # of a critic that is an autoencoder
+    "heads": "set model.critic.batch_norm=false",  # of a critic's further outputs
+}
 
 
 def refuse_mixing(
@@ -175,7 +182,7 @@ def refuse_mixing(
     for name, layer in net.named_modules():
         normalises = isinstance(layer, _BatchNorm)
         if normalises or getattr(layer, "mixes_samples", False):
-            remedy = "set model.net.critic_norm=none, layer or instance" if normalises else "leave model/critic out"
+            remedy = _REMEDIES.get(name.split(".")[0], _REMEDY) if normalises else "leave model/critic out"
             raise UserError(
                 f"{what} layer '{name}' is {type(layer).__name__}, which mixes the samples of a batch, but "
                 f"{penalty} is per sample: {remedy}"

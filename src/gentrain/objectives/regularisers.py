@@ -31,7 +31,7 @@ class Orthogonal:
     needs_real: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        refuse_negative("orthogonal", of_generator=self.of_generator, of_critic=self.of_critic)
+        refuse_negative("model.aims: orthogonal", of_generator=self.of_generator, of_critic=self.of_critic)
 
     def heads(self, spec: Spec, codes: int) -> dict[str, int]:
         return {}
@@ -51,7 +51,7 @@ def overlap(net: nn.Module) -> Tensor:
             gram = w.float() @ w.float().T  # [K K]
             sums.append(gram.square().sum() - gram.diagonal().square().sum())
     if not sums:
-        raise UserError("orthogonal: the network has neither dense nor convolutional layers")
+        raise UserError("model.aims: orthogonal: the network has neither dense nor convolutional layers")
     return torch.stack(sums).sum()
 
 
@@ -60,12 +60,21 @@ def _filters(net: nn.Module) -> Iterator[Tensor]:
     known: set[int] = set()
     for layer in net.modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
-            # Reading a normalised weight would be one more step of its power iteration.
-            divided = is_parametrized(layer, "weight")
-            weight: Any = layer.parametrizations.weight.original if divided else layer.weight  # type: ignore[union-attr]
-            if id(weight) not in known:
-                known.add(id(weight))
+            moved, weight = _undivided(layer)
+            if id(moved) not in known:
+                known.add(id(moved))
                 yield (weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight).flatten(1)
+
+
+def _undivided(layer: nn.Module) -> tuple[Any, Any]:
+    """What the player moves of a layer's weight, and the weight before spectral normalisation: reading it behind that
+    would be one more step of its power iteration. Weight normalisation moves lengths and directions."""
+    if not is_parametrized(layer, "weight"):
+        return layer.weight, layer.weight
+    parts: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    if parts.is_tensor:
+        return parts.original, parts.original
+    return parts.original1, parts[0](parts.original0, parts.original1)
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,9 @@ class Consistency:
     needs_real: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        refuse_negative("consistency", of_real=self.of_real, of_fake=self.of_fake, shift=self.shift)
+        refuse_negative("model.aims: consistency", of_real=self.of_real, of_fake=self.of_fake, shift=self.shift)
         if not (self.flip or self.shift):
-            raise UserError("consistency: neither flip nor shift changes an image: set one of them")
+            raise UserError("model.aims: consistency: neither flip nor shift changes an image: set one of them")
 
     def heads(self, spec: Spec, codes: int) -> dict[str, int]:
         if not spec.is_image:
@@ -143,9 +152,9 @@ class LeCam(nn.Module):
 
     def __init__(self, weight: float, decay: float = 0.99, one_sided: bool = False) -> None:
         super().__init__()
-        refuse_negative("lecam", weight=weight)
+        refuse_negative("model.aims: lecam", weight=weight)
         if not 0.0 <= decay < 1.0:
-            raise UserError(f"lecam: decay={decay}: must lie in [0, 1)")
+            raise UserError(f"model.aims: lecam: decay={decay}: must lie in [0, 1)")
         self.weight, self.decay, self.one_sided = weight, decay, one_sided
         self.register_buffer("sums", torch.zeros(2))  # of real and generated scores, with falling weights
         self.register_buffer("share", torch.zeros(()))  # the sum of these weights: a division by it takes out the start
@@ -183,7 +192,7 @@ class HistoricalAverage(nn.Module):
 
     def __init__(self, of_generator: float = 0.0, of_critic: float = 0.0) -> None:
         super().__init__()
-        refuse_negative("historical", of_generator=of_generator, of_critic=of_critic)
+        refuse_negative("model.aims: historical", of_generator=of_generator, of_critic=of_critic)
         self.of_generator, self.of_critic = of_generator, of_critic
         self._means: dict[str, list[Tensor]] = {}
         self._turns: dict[str, list[int]] = {}  # how many, and the iteration of the last
