@@ -7,7 +7,8 @@ and whose features are summed over places; blocks at the end that keep the side;
 class; self-attention at one side.
 Departs: data that are no power of two (28 pixels) are worked on at the next one; weights start as Glorot's, without the
 factor of the square root of 2 that the authors' code gives the 3x3 convolutions of a block (behind spectral norm and
-batch norm it has no effect but on the sum with the shortcut); no bias that a normalisation takes out.
+batch norm it has no effect but on the sum with the shortcut); no bias before a batch norm (the authors' first
+dense layer has one, which differs by place).
 Checked by: tests/test_resnet_gan.py (parameters by hand, shapes, one block by its formula, ReLU that changes nothing in
 place, attention where it was asked for).
 """
