@@ -161,12 +161,17 @@ class ToOneChannel(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 (torch's name)
         plain = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
-        if not plain or output_size is not None or self.out_channels != 1 or self.groups != 1:
+        if not plain or output_size is not None or self.out_channels != 1 or self.dilation != (1, 1):
             return super().forward(input, output_size)
-        n, c, *sides = input.shape
+        n, c, height, width = input.shape
         patches = input.permute(0, 2, 3, 1).reshape(-1, c) @ self.weight.reshape(c, -1)  # [B*H*W k*k]
-        numbers = zip(sides, self.stride, self.padding, self.kernel_size, self.output_padding, strict=True)
-        size = [(side - 1) * s - 2 * int(p) + k + more for side, s, p, k, more in numbers]
-        columns = patches.view(n, sides[0] * sides[1], -1).transpose(1, 2).float()
-        made = F.fold(columns, size, self.kernel_size, self.dilation, self.padding, self.stride)
+        columns = patches.view(n, height * width, -1).transpose(1, 2).float()
+        pad = (int(self.padding[0]), int(self.padding[1]))
+        size = (self._side(height, 0, pad[0]), self._side(width, 1, pad[1]))
+        made = F.fold(
+            columns, size, (self.kernel_size[0], self.kernel_size[1]), 1, pad, (self.stride[0], self.stride[1])
+        )
         return made if self.bias is None else made + self.bias[:, None, None]
+
+    def _side(self, side: int, axis: int, pad: int) -> int:
+        return (side - 1) * self.stride[axis] - 2 * pad + self.kernel_size[axis] + self.output_padding[axis]
