@@ -13,11 +13,12 @@ other loops have their turn between two rounds. All of it happens on the CPU, in
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -25,8 +26,7 @@ from unittest.mock import patch
 
 import common
 import torch
-from loops import CPU, Bare, Job, Tutorial
-from torch import Tensor
+from loops import CPU, Bare, Job, Loop, Tutorial
 
 from gentrain.compose import compose
 from gentrain.config import Node, build
@@ -38,15 +38,23 @@ from gentrain.types import Images
 OFF = ("trainer=cpu", "metrics=none", "train.batch_size=64", "train.validate_every=0", "train.checkpoint_every=0")
 
 
+MakesLoop = Callable[[Job, precision.Precision], Loop]
+LOOPS: dict[str, MakesLoop] = {"tutorial": Tutorial, "bare": Bare}
+
+
 @dataclass(frozen=True)
 class Case:
-    """``goals``: the speed of the runner over that of a loop; ``amx_only``: goals that need bf16 in hardware."""
+    """``goals``: the speed of the runner over that of a loop; ``amx_only``: goals that need bf16 in hardware.
+    ``check``: iterations over which the loops must have the runner's losses; ``checked``: of which (None: all)."""
 
     words: tuple[str, ...]
     threads: int
     steps: int
     goals: dict[str, float] = field(default_factory=dict)
     amx_only: tuple[str, ...] = ()
+    loops: dict[str, MakesLoop] = field(default_factory=lambda: dict(LOOPS))
+    check: int = 3
+    checked: tuple[str, ...] | None = None
 
 
 DCGAN = ("model=dcgan", "data=fashion_mnist", "size=small", "model.net.width=64")
@@ -59,10 +67,12 @@ CASES = {
 }
 
 
-def refuse_unequal(job: Job, iterations: int = 3) -> dict[str, float]:
-    """Train runner and loops on the same batches and noise in float32: SystemExit unless their losses agree."""
+def refuse_unequal(job: Job, loops: dict[str, MakesLoop] = LOOPS, iterations: int = 3) -> dict[str, float]:
+    """Train runner and loops on the same batches and noise in float32: SystemExit unless their losses agree. They are
+    taken for the start of a long run: tutorials have no schedules."""
+    job = replace(job, config={**job.config, "train": {**job.config["train"], "iterations": 10**9}})
     system = fit.build_system(job.config, job.data, seed=job.config["seed"])
-    system.prepare(total=iterations, precision="32-true")
+    system.prepare(total=job.config["train"]["iterations"], precision="32-true")
     batches = list(islice(stream(job.data.train, batch_size=job.batch, seed=0), iterations))
     torch.manual_seed(0)
     for batch in batches:
@@ -72,19 +82,23 @@ def refuse_unequal(job: Job, iterations: int = 3) -> dict[str, float]:
         player: sum(value for key, value in means.items() if key.startswith(f"loss/{player}/"))
         for player in ("critic", "generator")
     }
-    tutorial, bare = Tutorial(job), Bare(job, "32-true")
-    loops: dict[str, Callable[[Images], tuple[float | Tensor, float | Tensor]]] = {
-        "tutorial": lambda batch: tutorial.step(batch.signed),
-        "bare": lambda batch: bare.step(batch.x),
-    }
-    for name, step in loops.items():
+    for name, make in loops.items():
+        loop = make(job, "32-true")
         torch.manual_seed(0)
-        losses = [step(batch) for batch in batches]
+        losses = [loop.losses(batch) for batch in batches]
         for place, (player, value) in enumerate(expected.items()):
-            mean = sum(float(pair[place]) for pair in losses) / iterations
+            own = [float(pair[place]) for pair in losses if pair[place] is not None]  # type: ignore[arg-type]
+            mean = sum(own) / max(len(own), 1)
             if abs(mean - value) > 1e-3 * abs(value):
                 sys.exit(f"{name} and the runner do not compute the same: loss of the {player} {mean:.5f}, {value:.5f}")
     return {player: round(value, 5) for player, value in expected.items()}
+
+
+def job_of(words: Sequence[str]) -> Job:
+    """Its networks are those that the runner starts from."""
+    config = compose(list(words)).config
+    data = build(config["data"], where="data")
+    return Job(config, data, fit.build_system(config, data, seed=config["seed"]).nets)
 
 
 def time_runner(
@@ -122,15 +136,15 @@ def time_runner(
 def measure(case: Case, rounds: int, steps: int, threads: int, now: common.Clock, number_format: str) -> dict[str, Any]:
     total = steps * (rounds + 1) + 1  # one step more, so that the last round has a batch after it
     budget = (f"train.iterations={total}", f"trainer.threads={threads}", f"precision={number_format}")
-    config = compose([*case.words, *OFF, *budget]).config
-    data = build(config["data"], where="data")
-    job = Job(config, data, fit.build_system(config, data, seed=config["seed"]).nets)
-    losses = refuse_unequal(job)
-    tutorial, bare = Tutorial(job), Bare(job, config["precision"])
-    times, card = time_runner(config, {"tutorial": tutorial.run, "bare": bare.run}, rounds, steps, now)
+    job = job_of([*case.words, *OFF, *budget])
+    checked = {name: make for name, make in case.loops.items() if case.checked is None or name in case.checked}
+    losses = refuse_unequal(job, checked, case.check)
+    loops = {name: make(job, job.config["precision"]) for name, make in case.loops.items()}
+    times, card = time_runner(job.config, {name: loop.run for name, loop in loops.items()}, rounds, steps, now)
     parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in job.nets.items()}
-    if card["parameters"] != parameters or card["precision"] != bare.format:
-        sys.exit(f"the runner trained {card['parameters']} in {card['precision']}, not {parameters} in {bare.format}")
+    own = precision.resolve(job.config["precision"], CPU)
+    if card["parameters"] != parameters or card["precision"] != own:
+        sys.exit(f"the runner trained {card['parameters']} in {card['precision']}, not {parameters} in {own}")
     goals = {name: {"at_least": goal, "needs_amx": name in case.amx_only} for name, goal in case.goals.items()}
     return {
         "subject": "runner",
@@ -190,16 +204,21 @@ def show(name: str, record: dict[str, Any]) -> None:
         print(line)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = common.parser(str(__doc__).split("\n", 1)[0])
-    parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(CASES)} (default: all)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of benchmarks that time steps."""
     parser.add_argument("--steps", type=common.positive, help="per round (default: by case)")
-    parser.add_argument("--threads", type=common.positive, help="of torch (default: 2, and 1 for mlp)")
+    parser.add_argument("--threads", type=common.positive, help="of torch (default: by case)")
     formats = get_args(precision.Precision)
     parser.add_argument("--precision", choices=formats, default="auto", help="of runner and bare (default: auto)")
     parser.add_argument(
         "--clock", choices=common.CLOCKS, default="wall", help="cpu (best with --threads 1) if it is busy"
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = common.parser(str(__doc__).split("\n", 1)[0])
+    parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(CASES)} (default: all)")
+    add_options(parser)
     chosen = parser.parse_args(argv)
     unknown = [name for name in chosen.cases if name not in CASES]
     if unknown:

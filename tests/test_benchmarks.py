@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fixtures_data import idx_set
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gentrain.compose import compose
 from gentrain.config import build
+from gentrain.data.stream import stream
 from gentrain.engine import fit
 
 ROOT = Path(__file__).parents[1]
@@ -119,11 +125,130 @@ def test_a_loop_that_computes_something_else_is_refused(name: str, bench: Any, m
 
     def slower_learning(self: Any, *arguments: Any) -> None:
         whole(self, *arguments)
-        self.critic_adam.param_groups[0]["lr"] *= 0.5
+        self.critic_optimizer.param_groups[0]["lr"] *= 0.5
 
     monkeypatch.setattr(loop, "__init__", slower_learning)
     with pytest.raises(SystemExit, match=f"{name.lower()} and the runner do not compute the same"):
         throughput.refuse_unequal(job)
+
+
+SMALL = ("data=digits", "data.size=32", "model.net.width=4", "train.batch_size=8")
+
+
+@pytest.mark.parametrize("name", ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "cgan", "acgan"])
+def test_the_bare_loop_of_each_gan_computes_what_the_runner_does(name: str, bench: Any) -> None:
+    gan, throughput = bench("gan"), bench("throughput")
+    case = gan.WGAN_GP if name == "wgan_gp" else gan.LOOPS[name]
+    job = small_job(bench, case)
+    losses = throughput.refuse_unequal(job, case.loops, case.check)
+    assert all(abs(value) > 1e-4 for value in losses.values()), "both players moved"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "other"),
+    [
+        ("wgan", "constrain", lambda loop: None),
+        (
+            "wgan_gp",
+            "critic_loss",
+            lambda loop, real, fake, labels: loop.critic(fake).mean() - loop.critic(real).mean(),
+        ),
+        ("acgan", "generator_loss", lambda loop, fake, labels: -loop.critic(fake, labels).mean()),
+        ("cgan", "generator_loss", lambda loop, fake, labels: -loop.critic(fake, labels).mean()),
+    ],
+)
+def test_a_bare_loop_without_its_own_part_is_refused(name: str, part: str, other: Any, bench: Any) -> None:
+    case = bench("gan").LOOPS[name]
+    wrong = type("Wrong", (case.loops["bare"],), {part: other})
+    with pytest.raises(SystemExit, match="bare and the runner do not compute the same"):
+        bench("throughput").refuse_unequal(small_job(bench, case), {"bare": wrong}, case.check)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those that are computed inside, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__.startswith("convolution"):
+            self.calls.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["dcgan", "wgan", "wgan_gp", "sngan", "acgan"])
+def test_the_runner_computes_no_pass_that_the_bare_loop_saves(name: str, bench: Any) -> None:
+    case = bench("gan").LOOPS[name]
+    job, iterations = small_job(bench, case), 10
+    system = fit.build_system(job.config, job.data, seed=0)
+    system.prepare(total=100)
+    batches = list(islice(stream(job.data.train, batch_size=job.batch, seed=0), iterations))
+
+    def calls(step: Callable[[Any], Any]) -> list[str]:
+        with Convolutions() as seen:
+            for batch in batches:
+                step(batch)
+        return sorted(seen.calls)
+
+    runner = calls(system.iterate)
+    assert runner == calls(case.loops["bare"](job, "32-true").losses)
+    assert {"convolution", "convolution_backward"} == set(runner)
+    if name == "dcgan":  # a pass too many shows
+        assert len(runner) < len(calls(bench("gan_loops").FreshBare(job, "32-true").losses))
+
+
+def small_job(bench: Any, case: Any) -> Any:
+    words = [word for word in case.words if not word.startswith(("data", "model.net.width"))]
+    return bench("throughput").job_of([*words, *bench("throughput").OFF, *SMALL])
+
+
+def test_gan_writes_its_cases(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gan = bench("gan")
+    small = {name: replace(case, words=(*case.words, *SMALL)) for name, case in gan.LOOPS.items()}
+    monkeypatch.setattr(gan, "LOOPS", small)
+    monkeypatch.setattr(gan, "WGAN_GP", replace(gan.WGAN_GP, words=small["wgan_gp"].words))
+    monkeypatch.setattr(gan, "SAMPLES", 64)
+    words = ["--quick", "--threads", "1", "--steps", "1", "--only", "wgan,cgan", "--out", str(tmp_path / "out")]
+    assert gan.main(words) == 0
+    contestants = {"torchgan": {"runner", "bare"}, "wgan_gp": {"runner", "tutorial", "bare"}}
+    for case, wanted in contestants.items():
+        record = json.loads((tmp_path / "out" / f"gan_{case}.json").read_text(encoding="utf-8"))
+        assert set(record) >= COMMON | {"words", "clock", "equal_losses", "speed_over"}
+        assert set(record["ms_per_step"]) >= wanted
+    loops = json.loads((tmp_path / "out" / "gan_loops.json").read_text(encoding="utf-8"))
+    assert list(loops["loops"]) == ["wgan", "cgan"]
+    assert set(loops) >= COMMON
+    sampling = json.loads((tmp_path / "out" / "gan_sampling.json").read_text(encoding="utf-8"))
+    assert set(sampling["ms_per_sample"]) == {"runner", "plain", "bare"}
+    assert 0 <= sampling["largest_difference"] < 1e-4
+
+
+def test_samples_of_another_network_are_refused(bench: Any) -> None:
+    gan = bench("gan")
+    job = small_job(bench, gan.LOOPS["dcgan"])
+    system = fit.build_system(job.config, job.data, seed=0)
+    system.prepare(total=1)
+    same, other = (copy.deepcopy(system.nets["generator"]).eval() for _ in range(2))
+    gan.refuse_other_samples(system, same, same, job.latent, "32-true")
+    with torch.no_grad():
+        other[0].weight.mul_(-1.0)
+    with pytest.raises(SystemExit, match="do not draw the same samples"):
+        gan.refuse_other_samples(system, same, other, job.latent, "32-true")
+
+
+def test_weights_go_over_to_networks_of_convolutions_alone(bench: Any) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(3, 2 * 16, bias=False), nn.Unflatten(1, (2, 4, 4)), nn.BatchNorm2d(2))
+    own = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 2, 4, bias=False), nn.BatchNorm2d(2))
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16, 1))
+    its = nn.Sequential(nn.Conv2d(2, 1, 4, bias=False), nn.Flatten())
+    critic[1].bias.data.zero_()
+    bench("gan_loops").copy_weights(dense, own)
+    bench("gan_loops").copy_weights(critic, its)
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(dense(z), own(z))
+    torch.testing.assert_close(critic(dense(z)), its(dense(z)))
 
 
 def test_ratios_are_taken_round_by_round(bench: Any) -> None:

@@ -384,3 +384,26 @@ def test_small_images_get_further_stages_at_4x4(size: int, strides: list[int]) -
     assert [m.stride[0] for m in critic] == strides
     assert [m.stride[0] for m in decoder] == strides[::-1]
     assert [m.out_channels for m in critic] == [4 * 2**i for i in range(len(strides))]
+
+
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_the_last_layer_of_grey_samples_is_the_same_convolution_by_other_means(
+    kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = DCGAN(width=4, kernel=kernel).decoder(Spec((1, 28, 28)), 8)
+    z = torch.randn(3, 8)
+    for _ in range(3):
+        net(z)
+    net.eval()
+    with_gradient = net(z).detach()
+    asked: list[int] = []
+    kept = torch.nn.functional.conv_transpose2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv_transpose2d", lambda *a, **k: (asked.append(len(a[1][0])), kept(*a, **k))[1]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(net(z), with_gradient, rtol=1e-4, atol=1e-8)
+        assert 1 not in asked
+        assert torch.equal(net.train()(z), net.train()(z))
+    assert 1 in asked, "training goes by torch's own kernel"

@@ -26,6 +26,7 @@ from gentrain.nets.layers import (
     BASE,
     DECODER_NORMS,
     IMAGE_NORMS,
+    ToOneChannel,
     choose,
     cropped,
     padded,
@@ -150,7 +151,8 @@ class DCGAN:
         if self.upsample == "nearest":
             return [nn.Upsample(scale_factor=2, mode="nearest"), self._level(c_in, c_out, bias)]
         pad, rest = (self.kernel - 1) // 2, self.kernel % 2
-        return [nn.ConvTranspose2d(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)]
+        kind = ToOneChannel if c_out == 1 else nn.ConvTranspose2d
+        return [kind(c_in, c_out, self.kernel, stride=2, padding=pad, output_padding=rest, bias=bias)]
 
     def _initialised(self, net: Net) -> Net:
         if self.init_std is None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.config import nearest
@@ -175,3 +176,26 @@ def weight_normalised(layer: L, gain: float) -> L:
         layer.weight.normal_().mul_(gain / torch.linalg.vector_norm(layer.weight, dim=over, keepdim=True))
     torch.nn.utils.parametrizations.weight_norm(layer, dim=along)
     return layer
+
+
+class ToOneChannel(nn.ConvTranspose2d):
+    """A transposed convolution to one channel. In eval mode without gradients on a CPU it is a matrix product and a sum
+    of overlapping patches: torch's kernel works on 16 channels where there is one, a fifth of DCGAN's sampling time.
+    Equal but for rounding; in bf16 the patches are summed in float32. Training is left as it is."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 (torch's name)
+        plain = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
+        if not plain or output_size is not None or self.out_channels != 1 or self.dilation != (1, 1):
+            return super().forward(input, output_size)
+        n, c, height, width = input.shape
+        patches = input.permute(0, 2, 3, 1).reshape(-1, c) @ self.weight.reshape(c, -1)  # [B*H*W k*k]
+        columns = patches.view(n, height * width, -1).transpose(1, 2).float()
+        pad = (int(self.padding[0]), int(self.padding[1]))
+        size = (self._side(height, 0, pad[0]), self._side(width, 1, pad[1]))
+        made = F.fold(
+            columns, size, (self.kernel_size[0], self.kernel_size[1]), 1, pad, (self.stride[0], self.stride[1])
+        )
+        return made if self.bias is None else made + self.bias[:, None, None]
+
+    def _side(self, side: int, axis: int, pad: int) -> int:
+        return (side - 1) * self.stride[axis] - 2 * pad + self.kernel_size[axis] + self.output_padding[axis]
