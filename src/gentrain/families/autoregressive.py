@@ -65,6 +65,7 @@ class Autoregressive(OfClasses):
                 "that do: made, pixelcnn, gated_pixelcnn, ..."
             )
         self.temperature = temperature
+        self.watch: Callable[[int, int], None] | None = None
         self.conditional = condition is not None
         c = spec.channels
         self.nets["net"] = net.causal(
@@ -78,7 +79,8 @@ class Autoregressive(OfClasses):
             self.sampled = (*self.sampled, "condition")
 
     def players(self) -> Sequence[Player]:
-        return (Player("model", nets=tuple(self.nets), loss=self.objective),)
+        learning = tuple(name for name, net in self.nets.items() if any(True for _ in net.parameters()))
+        return (Player("model", nets=learning, loss=self.objective),)
 
     def objective(self, batch: Images) -> Terms:
         """Minus the log-likelihood, nats per image."""
@@ -127,13 +129,14 @@ class Autoregressive(OfClasses):
         watch: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """x [B C H W] in [-1, 1] with all but the ``known`` pixels (bool [B C H W]) drawn. ``cached`` false: by the
-        whole network at each step, slowly; the same pictures but for rounding. ``watch`` is told (pixels done, of)."""
+        whole network at each step, slowly; the same pictures but for rounding. ``watch``, or the system's, is told
+        (pixels done, of)."""
         net = cast("Causal", self.nets["net"])
         condition = self._condition(labels)
         walk: Walk = net.walk(x, condition)
         if not cached:
             walk = Recomputed(net, x, condition, walk.places)
-        c = self.spec.channels
+        watch, c = watch or self.watch, self.spec.channels
         steps, numbers = self.head.colours(c), self.head.uniforms(c)
         for step, (row, column) in enumerate(walk.places):
             pixel = known_pixel = x[:, :, row, column]
