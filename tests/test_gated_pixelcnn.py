@@ -87,6 +87,18 @@ def test_the_walk_gives_what_the_whole_network_gives(kernel: int, first: int, la
                     walk.x[:, colour, row, column] = x[:, colour, row, column]
 
 
+def test_the_walk_is_that_of_float32_whatever_autocast_says() -> None:
+    net, x, told = two_stacks(5, layers=4), pictures(), torch.randn(2, 5)
+    with torch.no_grad():
+        whole = net(x, told)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not torch.allclose(net(x, told).float(), whole, atol=1e-5), "autocast would show"
+            walk = net.walk(x, told)
+            found = torch.stack([walk.at(step) for step in range(42)], dim=2).view(2, -1, 6, 7)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, whole, atol=1e-5)
+
+
 def test_told_nothing_it_is_the_unconditional_network() -> None:
     plain, told, x = two_stacks(), two_stacks(condition=5), pictures()
     missing = told.load_state_dict(plain.state_dict(), strict=False)

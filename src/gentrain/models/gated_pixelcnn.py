@@ -175,9 +175,9 @@ class GatedWalk:
         rows = [zeros((width + layer.reach) * features) for layer in layers[1:]]
         self._linked = [zeros(width, 2 * features) for _ in layers]
         self._inner = zeros(2 * features)
-        self._tanh = self._inner[:, :features]
+        self._halves = self._inner.chunk(2, dim=1)
         self._gated = zeros(len(layers) * features)
-        parts = self._gated.split(features, dim=1)
+        parts = torch.split(self._gated, features, dim=1)
         # What is read and written at each column, cut out once: cutting costs as much as a small product.
         self._columns = []
         for column in range(width):
@@ -189,20 +189,21 @@ class GatedWalk:
                 steps.append((self._matrices[i], self._linked[i][:, column], seen, own, part, onto))
             self._columns.append(steps)
         self._ends = [(_own(cast("Tensor", end.bias)), _matrix(end)) for end in (net.skips, net.hidden, net.output)]
+        self._skipped, self._hidden = (zeros(len(bias)) for bias, _ in self._ends[:2])
         self._whole = self._picture.view(batch, -1)
 
     def at(self, step: int) -> Tensor:
         row, column = self.places[step]
         if row != self._row:
-            self._begin(row)
-        first = self._matrices[0]
+            with torch.autocast(self.x.device.type, enabled=False):
+                self._begin(row)
+        first, (a, b) = self._matrices[0], self._halves
         line, channels = self._picture.shape[2], self._picture.shape[3]
         start = (row + first.reach) * line + column
         pixels = _cut(self._whole, start, first.reach + 1, channels)
         for matrices, linked, seen, own, part, onto in self._columns[column]:
             torch.addmm(linked, pixels if seen is None else seen, matrices.horizontal, out=self._inner)
-            self._tanh.tanh_()
-            torch._C._nn.glu(self._inner, 1, out=part)
+            torch.mul(a.tanh_(), b.sigmoid_(), out=part)
             if onto is None:
                 continue
             if own is None or matrices.across is None:
@@ -210,8 +211,10 @@ class GatedWalk:
             else:
                 torch.addmm(own, part, matrices.across, out=onto)
         skips, hidden, output = self._ends
-        found = torch.addmm(hidden[0], torch.addmm(skips[0], self._gated, skips[1]).relu_(), hidden[1]).relu_()
-        return torch.addmm(output[0], found, output[1])
+        # Products with a place to go to are no affair of autocast.
+        skipped = torch.addmm(skips[0], self._gated, skips[1], out=self._skipped).relu_()
+        found = torch.addmm(hidden[0], skipped, hidden[1], out=self._hidden).relu_()
+        return torch.addmm(output[0], found, output[1], out=found.new_empty(len(found), len(output[0])))
 
     def _begin(self, row: int) -> None:
         """Compute what the vertical stack makes of the row above, for this row."""
