@@ -160,6 +160,11 @@ TOOLS = {
         **{"from": ("", _text)}, to=("", _text), attribute=("", _text), strengths=("0,0.5,1,1.5", _reals),
         train=("500", _count(2)), show=("8", _count(1)),
     ),
+    "complete": _tool(
+        "test images of which a part is given, and what the model draws for the rest", "sample complete",
+        n=("24", _count(1)), k=("4", _count(1)), share=("0.5", _above_zero), show=("8", _count(1)),
+        known=("top", _one_of("top", "bottom", "left", "right", "centre")),
+    ),
     "neighbours": _tool(
         "samples beside their nearest training images, in pixels and in features", "sample",
         n=("1000", _count(1)), train=TRAIN, k=("3", _count(1)), show=("5", _count(1)), size=("32", _count(1)),
@@ -212,7 +217,7 @@ def _explored(
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
-    from gentrain.engine.sampling import at_rest
+    from gentrain.engine.sampling import at_rest, telling
     from gentrain.engine.validation import can
     from gentrain.evaluation.classes import labels_seen
     from gentrain.evaluation.randomness import isolated_rng
@@ -230,7 +235,7 @@ def _explored(
     kind = given["weights"] if system.average is not None else "raw"
     places = _places(word, tool, folder, given)
     study = Study(system, data, seed, system.device, lambda: _untrained(config, study, trusted))
-    with at_rest(system, kind), isolated_rng(seed):
+    with at_rest(system, kind), isolated_rng(seed), telling(system, f"explore {word}"):
         found = importlib.import_module(f"gentrain.explore.{word}").explore(study, places[0], **values)
     result = {
         "tool": word,
@@ -261,8 +266,13 @@ def _more(system: System) -> set[str]:
     """What tools here ask of a system beside its capabilities."""
     from gentrain.evaluation.truncation import Truncates
     from gentrain.explore.attention import attending
+    from gentrain.explore.complete import Completes
 
-    has = {"truncation": isinstance(system, Truncates), "attention": bool(attending(system))}
+    has = {
+        "truncation": isinstance(system, Truncates),
+        "attention": bool(attending(system)),
+        "complete": isinstance(system, Completes),
+    }
     return {name for name, there in has.items() if there}
 
 

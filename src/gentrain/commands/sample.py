@@ -34,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
     from gentrain.engine.fit import check_config
+    from gentrain.engine.progress import Steps
     from gentrain.engine.restore import load_system
     from gentrain.engine.sampling import draw
     from gentrain.engine.validation import can, true_density
@@ -45,7 +46,8 @@ def run(arguments: Sequence[str]) -> int:
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
-    drawn = draw(system, n, seed=seed, weights=given["weights"], truncation=truncation)
+    with Steps("sample") as steps:
+        drawn = draw(system, n, seed=seed, weights=given["weights"], truncation=truncation, watch=steps)
     cut = "" if truncation is None else f"-truncated-{truncation:g}"
     out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}{cut}"
     out.mkdir(parents=True, exist_ok=True)
