@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures_data import celeba_set, idx_set, noise, save
+from fixtures_data import celeba_set, cifar_batches, cifar_binary, idx_set, noise, save, unpack
 
 from gentrain.cli import main
 from gentrain.config import options
@@ -29,6 +29,7 @@ def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name_ in ("fashion_mnist", "mnist"):
         idx_set(tmp_path / "data" / name_, train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    unpack(cifar_binary(cifar_batches(40)), tmp_path / "data" / "cifar10")
     faces(tmp_path / "data" / "face_age", 25)
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 
@@ -98,3 +99,27 @@ def test_a_published_figure_stands_beside_its_protocol(name: str, draws: int, na
     head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
     for words in (f"nll_nats {nats}", "nats per image", "# Reached: null."):
         assert words in head
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("gated_pixelcnn_cifar10", {"bits_per_dim": 3.03}),
+        ("pixelcnn_cifar10", {"bits_per_dim": 3.14}),
+        ("pixelcnn_mnist_static", {"nll_nats": 81.3}),
+        ("made_mnist_static", {"nll_nats": 88.04}),
+        ("gated_pixelcnn_fashion_mnist", {}),
+        ("pixelcnn_fashion_mnist", {}),
+    ],
+)
+def test_a_recipe_of_pixels_measures_what_was_published(name: str, published: dict[str, float]) -> None:
+    from gentrain.compose import compose
+
+    config = compose([f"experiment={name}"]).config
+    assert (config.get("published") or {}) == published
+    static = name.endswith("static")
+    assert config["model"]["loss"].get("binarize") == ("once" if static else None)
+    assert config["metrics"]["monitor"] == "nll_nats"
+    for scores in (config["metrics"]["scores"], config["metrics"]["also"]):
+        assert (scores["likelihood"]["split"], scores["likelihood"]["limit"]) == ("test", None)
+        assert scores["likelihood"]["importance_samples"] == 0
