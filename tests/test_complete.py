@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gentrain.cli import main
 from gentrain.data.sources import digits
-from gentrain.engine import progress, sampling
+from gentrain.engine import progress, sampling, validation
 from gentrain.engine.progress import Steps
 from gentrain.engine.restore import load_system
 from gentrain.engine.sampling import draw
@@ -138,3 +138,14 @@ def test_steps_of_several_batches_are_counted_on(run_of: Path, monkeypatch: pyte
     assert heard == [(done, 3 * 64) for done in range(1, 3 * 64 + 1)]
     assert system.watch is None
     assert len(plain) == 7
+
+
+def test_pictures_that_take_long_in_training_are_spoken_of_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, "metrics=none", "model=made", "train.iterations=4", "train.validate_every=2", f"output={tmp_path}"]
+    assert main([*words, "name=quick"]) == 0
+    assert "pictures: about" not in capfd.readouterr().out
+    monkeypatch.setattr(validation, "SLOW_SECONDS", 0.0)
+    assert main([*words, "name=slow"]) == 0
+    assert capfd.readouterr().out.count("pictures: about 0 s each time (train.validate_every says how often)") == 1
