@@ -310,3 +310,25 @@ def test_safety_weighs_saves_against_steps(bench: Any, tmp_path: Path) -> None:
     share = record["saves"] * record["ms_per_safe_save"] / whole
     assert record["share_of_saving"] == pytest.approx(share, rel=0.02)
     assert not list(tmp_path.glob("tmp*")), "its files are cleared up"
+
+
+def test_pixel_sampling_is_timed_beside_the_whole_network_that_draws_the_same(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = bench("sampling_ar")
+    words = ["--quick", "--pixels", "2", "--out", str(tmp_path / "out")]
+    assert module.main(words) == 0
+    record = json.loads((tmp_path / "out" / "sampling_gated_pixelcnn.json").read_text(encoding="utf-8"))
+    assert set(record) >= COMMON | {"words", "threads", "clock", "parameters", "batches"}
+    assert list(record["batches"]) == ["1", "3"]
+    assert record["goals"] == {"1": 20.0}
+    for values in record["batches"].values():
+        assert values["measured_pixels"] == {"cached": 64, "plain": 2}
+        assert values["pixels_differing"] == 0
+        assert values["seconds"]["plain"]["median"] > 0
+    from gentrain.models.gated_pixelcnn import GatedWalk
+
+    kept = GatedWalk.at
+    monkeypatch.setattr(GatedWalk, "at", lambda walk, step: kept(walk, step).roll(40, dims=1))
+    with pytest.raises(SystemExit, match="not those of the whole network"):
+        module.main(words)

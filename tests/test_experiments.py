@@ -149,3 +149,27 @@ def test_the_losses_of_the_large_scale_study_are_all_swept() -> None:
         expected = {"gradient_penalty": "wasserstein", "dragan": "nonsaturating"}.get(name, name)
         assert kind == expected, name
         assert ("dragan" in (made.get("penalties") or {})) == (name == "dragan")
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("gated_pixelcnn_cifar10", {"bits_per_dim": 3.03}),
+        ("pixelcnn_cifar10", {"bits_per_dim": 3.14}),
+        ("pixelcnn_mnist_static", {"nll_nats": 81.3}),
+        ("made_mnist_static", {"nll_nats": 88.04}),
+        ("gated_pixelcnn_fashion_mnist", {}),
+        ("pixelcnn_fashion_mnist", {}),
+    ],
+)
+def test_a_recipe_of_pixels_measures_what_was_published(name: str, published: dict[str, float]) -> None:
+    from gentrain.compose import compose
+
+    config = compose([f"experiment={name}"]).config
+    assert (config.get("published") or {}) == published
+    static = name.endswith("static")
+    assert config["model"]["loss"].get("binarize") == ("once" if static else None)
+    assert config["metrics"]["monitor"] == "nll_nats"
+    for scores in (config["metrics"]["scores"], config["metrics"]["also"]):
+        assert (scores["likelihood"]["split"], scores["likelihood"]["limit"]) == ("test", None)
+        assert scores["likelihood"]["importance_samples"] == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gentrain.engine.progress import RichProgress, duration
+from gentrain.engine.progress import RichProgress, Steps, duration
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,3 +175,38 @@ def test_a_narrow_terminal_cuts_without_letters_it_does_not_have(monkeypatch: py
 def test_durations() -> None:
     shown = [duration(seconds) for seconds in (0, 45.4, 192, 3725, 183600)]
     assert shown == ["0s", "45s", "3m12s", "1h02m", "2d03h"]
+
+
+def test_slow_steps_are_told_after_a_while_and_the_line_goes_away_on_a_terminal() -> None:
+    def shown(seconds: float, live: bool) -> str:
+        now, out = Hours(), io.StringIO()
+        with Steps("sample", stream=out, live=live, now=now) as steps:
+            for done in range(1, 101):
+                now.seconds += seconds
+                steps(done, 100)
+        return out.getvalue()
+
+    assert shown(0.01, live=False) == shown(0.01, live=True) == ""
+    lines = shown(0.5, live=False).splitlines()
+    assert lines[0] == "sample: 4/100 steps (4%)  48s left"
+    assert lines[1] == "sample: 24/100 steps (24%)  38s left"
+    assert len(lines) == 5
+    live = shown(0.5, live=True)
+    assert live.count("\r") == 98
+    assert "\n" not in live
+    assert live.endswith("\r\x1b[K")
+
+
+def test_steps_that_begin_anew_are_timed_anew() -> None:
+    now, out = Hours(), io.StringIO()
+    with Steps("sample", stream=out, live=False, now=now, after=0.0, every_seconds=0.0) as steps:
+        for _ in range(2):
+            for done in (1, 2):
+                now.seconds += 10.0
+                steps(done, 4)
+    assert [line.split()[-2] for line in out.getvalue().splitlines()] == ["30s", "20s", "0s", "10s"]
+
+
+def test_a_closed_error_output_does_not_end_what_is_slow() -> None:
+    with Steps("sample", stream=Broken(0), after=0.0, every_seconds=0.0) as steps:
+        steps(1, 2)

@@ -134,6 +134,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
+    from gentrain.engine.sampling import telling
     from gentrain.engine.session import Scoring
     from gentrain.engine.validation import score_system
     from gentrain.evaluation.protocol import promised, require
@@ -164,10 +165,9 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     require(scoring.at_end, system, data, n=n, key=key, section="metrics.at_end")
     promised(scoring.all, system, data)
     kind = given["weights"] if system.average is not None else "raw"
-    cache = FeatureCache.on_disk()
-    report = score_system(
-        system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=cache, truncation=truncation
-    )
+    asked: dict[str, Any] = {"n": n, "seed": config["seed"], "weights": kind, "truncation": truncation}
+    with telling(system, "samples"):
+        report = score_system(system, data, scoring.all, cache=FeatureCache.on_disk(), **asked)
     return {
         "run": str(folder.path),
         "checkpoint": given["checkpoint"],

@@ -68,7 +68,7 @@ def _explored(
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
-    from gentrain.engine.sampling import at_rest
+    from gentrain.engine.sampling import at_rest, telling
     from gentrain.engine.validation import can
     from gentrain.evaluation.classes import labels_seen
     from gentrain.evaluation.randomness import isolated_rng
@@ -86,7 +86,7 @@ def _explored(
     kind = given["weights"] if system.average is not None else "raw"
     places = _places(word, tool, folder, given)
     study = Study(system, data, seed, system.device, lambda: _untrained(config, study, trusted))
-    with at_rest(system, kind), isolated_rng(seed):
+    with at_rest(system, kind), isolated_rng(seed), telling(system, f"explore {word}"):
         found = importlib.import_module(f"gentrain.explore.{word}").explore(study, places[0], **values)
     result = {
         "tool": word,
@@ -117,8 +117,13 @@ def _more(system: System) -> set[str]:
     """What tools here ask of a system beside its capabilities."""
     from gentrain.evaluation.truncation import Truncates
     from gentrain.explore.attention import attending
+    from gentrain.explore.complete import Completes
 
-    has = {"truncation": isinstance(system, Truncates), "attention": bool(attending(system))}
+    has = {
+        "truncation": isinstance(system, Truncates),
+        "attention": bool(attending(system)),
+        "complete": isinstance(system, Completes),
+    }
     return {name for name, there in has.items() if there}
 
 

@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
     from gentrain.engine.fit import check_config
+    from gentrain.engine.progress import Steps
     from gentrain.engine.restore import load_system
     from gentrain.engine.sampling import draw
     from gentrain.engine.validation import can, true_density
@@ -54,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
     labels = _labels(given["class"], system, n)
-    drawn = draw(system, n, seed=seed, weights=given["weights"], labels=labels, truncation=truncation)
+    with Steps("sample") as steps:
+        drawn = draw(system, n, seed=seed, weights=given["weights"], labels=labels, truncation=truncation, watch=steps)
     cut = "" if truncation is None else f"-truncated-{truncation:g}"
     cut += "" if labels is None else "-class-" + "-".join(dict.fromkeys(map(str, labels.tolist())))
     out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}{cut}"

@@ -159,6 +159,11 @@ TOOLS = {
         pictures=("", _text), resize=("", _text), channels=("", _channels), range=("", _text), **{"class": ("", _text)},
         strokes=("", _text), mask=("", _text), stay=("0.1", _not_below_zero),
     ),
+    "complete": _tool(
+        "test images of which a part is given, and what the model draws for the rest", "sample complete",
+        n=("24", _count(1)), k=("4", _count(1)), share=("0.5", _above_zero), show=("8", _count(1)),
+        known=("top", _one_of("top", "bottom", "left", "right", "centre")),
+    ),
     "neighbours": _tool(
         "samples beside their nearest training images, in pixels and in features", "sample",
         n=("1000", _count(1)), train=TRAIN, k=("3", _count(1)), show=("5", _count(1)), size=("32", _count(1)),

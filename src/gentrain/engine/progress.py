@@ -162,6 +162,55 @@ class RichProgress:
                     display.stop()
 
 
+class Steps:
+    """How far something is that takes many steps: nothing for the first ``after`` seconds, then one line that is
+    written over on a terminal, and elsewhere a line each ``every_seconds``. To the error output, so that what a command
+    prints stays alone. Another count of steps is another task. ``live`` and ``now`` as for ``RichProgress``."""
+
+    def __init__(
+        self,
+        title: str,
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        after: float = 2.0,
+        every_seconds: float = 10.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title, self._now = title, now
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream is not None and _is_terminal(self._stream) if live is None else live
+        self._pause = REFRESH_SECONDS if self._live else every_seconds
+        self._began = now()
+        self._next = self._began + after
+        self._done, self._shown = 0, False
+
+    def __call__(self, done: int, of: int) -> None:
+        now = self._now()
+        if done <= self._done:  # begun anew
+            self._began = now
+        self._done = done
+        if now >= self._next:
+            self._next = now + self._pause
+            left = duration((of - done) * (now - self._began) / done) if done else "?"
+            self._show(f"{self.title}: {done}/{of} steps ({100 * done // of}%)  {left} left")
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live and self._shown:
+            self._write("\r\x1b[K")
+
+    def _show(self, text: str) -> None:
+        self._shown = True
+        self._write(f"\r{text}\x1b[K" if self._live else f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            self._stream.write(text)
+            self._stream.flush()
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Rich ends the program here. The reader of the output has gone, and the training goes on."""

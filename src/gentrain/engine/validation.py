@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,6 +30,9 @@ OF_EACH = 10
 """Samples of each component of a mixture."""
 
 TOY_POINTS = 2000
+SLOW_SECONDS = 10.0
+"""Pictures of one moment that take longer than this are spoken of."""
+
 FIXED_SEED = 0x5EED
 """Noise of the grids: the same in every run, so that grids compare across iterations, runs and machines."""
 
@@ -52,6 +56,7 @@ class Validation:
         self.session = session
         self.samples_now: Tensor | None = None
         self.features = FeatureCache.on_disk()
+        self._said_slow = False
 
     def real_grid(self) -> None:
         """One picture of the data, to hold the samples against."""
@@ -62,7 +67,7 @@ class Validation:
 
     def draw_pictures(self, system: System) -> list[tuple[str, Path]]:
         """(logger key, file) of each picture of this iteration."""
-        made = []
+        made, began = [], time.perf_counter()
         if can(system, "sample"):
             made.append(("samples/fixed", self._samples(system)))
         if can(system, "encode") and hasattr(system, "reconstruct") and system.spec.is_image:
@@ -71,6 +76,12 @@ class Validation:
             made.append(("samples/components", self._components(system)))
         for _, path in made:
             shutil.copyfile(path, path.with_name(path.name.split("-")[0] + "-latest.png"))
+        seconds = time.perf_counter() - began
+        if seconds > SLOW_SECONDS and not self._said_slow:
+            self._said_slow = True
+            self.session.progress.line(
+                f"pictures: about {seconds:.0f} s each time (train.validate_every says how often)"
+            )
         return made
 
     def _samples(self, system: System) -> Path:

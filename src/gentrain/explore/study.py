@@ -84,7 +84,7 @@ class Study:
         """Codes float32 [N Z] on the CPU. UserError where one is not finite."""
         whose = self.system if system is None else system
         z = torch.cat([whose.encode(part.to(self.device)).float().cpu() for part in torch.split(x, BATCH)])
-        return self._finite(z, "codes")
+        return self.finite(z, "codes")
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """uint8 [N C H W], or float32 [N D] for vectors, on the CPU, of codes [N Z]; ``labels``: int64 [N] for a system
@@ -93,7 +93,7 @@ class Study:
             self.system.decode(z[rows].float().to(self.device), *self.classes_at(labels, rows)).float().cpu()
             for rows in (slice(start, start + BATCH) for start in range(0, len(z), BATCH))
         ]
-        back = self._finite(torch.cat(parts), "decoded samples")
+        back = self.finite(torch.cat(parts), "decoded samples")
         return to_bytes(back) if self.data.spec.is_image else back
 
     def sample(self, n: int, labels: Tensor | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class Study:
         for start in range(0, n, BATCH):
             some = None if labels is None else labels[start : start + BATCH].to(self.device)
             made.append(self.system.sample(min(BATCH, n - start), labels=some, generator=generator).float().cpu())
-        x = self._finite(torch.cat(made), "samples")
+        x = self.finite(torch.cat(made), "samples")
         return to_bytes(x) if self.data.spec.is_image else x
 
     @property
@@ -131,7 +131,7 @@ class Study:
         nats = torch.cat(
             [self.system.log_likelihood(part.to(self.device)).double().cpu() for part in torch.split(x, BATCH)]
         )
-        return self._finite(nats, "likelihoods")
+        return self.finite(nats, "likelihoods")
 
     def prior_codes(self, n: int) -> Tensor | None:
         """float32 [n Z] on the CPU from the prior of the codes; None where the system has none."""
@@ -154,7 +154,8 @@ class Study:
     def names(self, y: Tensor) -> list[str]:
         return [self.data.spec.class_names[int(label)] for label in y]
 
-    def _finite(self, values: Tensor, what: str) -> Tensor:
+    def finite(self, values: Tensor, what: str) -> Tensor:
+        """The values. UserError where one is not finite."""
         if not bool(values.isfinite().all()):
             raise UserError(f"explore: {what} are nan or inf: the model has diverged; take an earlier checkpoint=")
         return values

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gentrain.engine.ema import Ema
 from gentrain.engine.player import Moves
-from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
+from gentrain.families.of_classes import OfClasses
 from gentrain.game import Codes
 from gentrain.nets.architecture import Architecture
 from gentrain.nets.conditioning import Labels
@@ -52,12 +52,11 @@ class Made:
     codes: Tensor | None
 
 
-class Generating(System, ABC):
+class Generating(OfClasses, ABC):
     """What a GAN is when its critic is gone. ``latent`` numbers of noise from ``prior``, ``codes`` behind them,
     ``labels`` where it is asked by class. UserError for fewer than 1 number of noise."""
 
     sampled: tuple[str, ...] = ("generator",)
-    keeps = ("class_counts",)
 
     def __init__(
         self,
@@ -77,7 +76,6 @@ class Generating(System, ABC):
         self.prior: Prior = prior
         self.truncation: float | None = None
         self.conditional = labels is not None
-        self.class_counts: Tensor | None = None
 
     def build_generator(self, net: Architecture, reference: int) -> None:
         """Make ``nets["generator"]``; ``reference``: samples of the reference batch of virtual batch norm."""
@@ -127,15 +125,6 @@ class Generating(System, ABC):
         if at is not None and not at > 0:
             raise UserError(f"truncation={at:g}: above 0")
         self.truncation = at
-
-    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """int64 [n], each class as often as in the training split."""
-        if self.class_counts is None:
-            raise ValueError("give_class_counts was not called")
-        return torch.multinomial(self.class_counts.float().to(self.device), n, replacement=True, generator=generator)
-
-    def give_class_counts(self, counts: Tensor) -> None:
-        self.class_counts = counts
 
     def _reference(self, n: int) -> list[Tensor]:
         """Inputs of a generator, chosen once; each class as often as another."""

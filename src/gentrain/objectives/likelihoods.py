@@ -53,7 +53,7 @@ class PixelLikelihood:
         ``fixed``: where the target is drawn, an image always gets the same draw, as an evaluation wants it: two bounds
         on the likelihood are then bounds on that of one set of images.
         """
-        return to_signed(_require_bytes(x))
+        return to_signed(require_bytes(x))
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """[B] nats per image, summed over C H W, for ``output`` [B C' H W]."""
@@ -98,7 +98,7 @@ class Bernoulli(PixelLikelihood):
         return nn.Identity()
 
     def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
-        unit = _require_bytes(x).float() / 255.0
+        unit = require_bytes(x).float() / 255.0
         if self.binarize == "threshold":
             return (unit >= 0.5).float()
         if self.binarize == "none":
@@ -112,6 +112,22 @@ class Bernoulli(PixelLikelihood):
 
     def mean(self, output: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(output.float()) - 1.0
+
+    # What an autoregressive network asks besides (``objectives.pixel_heads.PixelHead``).
+
+    def colours(self, c: int) -> int:
+        return c
+
+    def seen(self, target: Tensor) -> Tensor:
+        return 2.0 * target - 1.0
+
+    def uniforms(self, c: int) -> int:
+        return 1
+
+    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+        pixel = pixel.clone()
+        pixel[:, step] = 2.0 * (uniform[:, 0] < torch.sigmoid(output[:, step].float() / temperature)).float() - 1.0
+        return pixel
 
 
 @dataclass(frozen=True)
@@ -190,7 +206,7 @@ class DiscretizedLogistic(PixelLikelihood):
         # sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - e^(a - b)): a product, so nothing cancels however far the bin
         # is.
         width = 2.0 * HALF_BIN * inverse
-        return _with_open_edges(target, below=below, above=above, inside=below + above + _log1mexp(width))
+        return _with_open_edges(target, below=below, above=above, inside=below + above + log1mexp(width))
 
     def mean(self, output: Tensor) -> Tensor:
         return _mean_and_scale(output.float())[0]
@@ -235,7 +251,7 @@ def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     flip = lower + upper > 0
     a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     log_a, log_b = _log_ndtr(a), _log_ndtr(b)
-    return log_b + _log1mexp(log_b - log_a)
+    return log_b + log1mexp(log_b - log_a)
 
 
 def _log_ndtr(x: Tensor) -> Tensor:
@@ -244,7 +260,7 @@ def _log_ndtr(x: Tensor) -> Tensor:
     return result
 
 
-def _log1mexp(x: Tensor) -> Tensor:
+def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^-x) for x > 0."""
     return torch.log(-torch.expm1(-x))
 
@@ -257,7 +273,7 @@ def _own_noise(x: Tensor) -> Tensor:
     return torch.stack(noise).to(x.device)
 
 
-def _require_bytes(x: Tensor) -> Tensor:
+def require_bytes(x: Tensor) -> Tensor:
     if x.dtype != torch.uint8:
         raise UserError(f"pixel likelihoods need 8-bit images, got {x.dtype} data: choose image data or another loss")
     return x
