@@ -194,3 +194,15 @@ def test_sizes_that_make_no_network_are_refused(words: dict[str, int]) -> None:
             kind(**{"width": 2, "layers": 1} | words)
     with pytest.raises(UserError, match=r"model\.net\.reach"):
         PixelRNNRow(2, 1, reach=2)
+
+
+@pytest.mark.parametrize("index", [0, 2], ids=["row", "diagonal"])
+def test_states_are_kept_in_full_precision_under_autocast(index: int) -> None:
+    layer, x = layers()[index], torch.randn(2, 2 * UNITS, H, W)
+    full = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+        out.sum().backward()
+    assert out.dtype == torch.float32
+    assert torch.allclose(out, full, atol=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())

@@ -8,8 +8,8 @@ neighbour by a 2x1 convolution. A second LSTM runs over the mirrored map; its ou
 added, else a pixel would see those to its right. The two together see the whole past.
 Departs: Adam for RMSProp; the width of the hidden 1x1 layers is that of the layers; no skip connections to the output.
 Only places inside the picture are computed, not the corners of the skewed map.
-Checked by: tests/test_autoregressive.py (order, sums, walks), tests/test_pixelrnn.py (a loop over pixels, each direction
-alone, the second without its shift is caught, the whole past is seen).
+Checked by: tests/test_autoregressive.py (order, sums, walks), tests/test_pixelrnn.py (a loop over pixels, what each
+direction sees, the second without its shift is caught).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Adds: the network of the family Autoregressive: a 7x7 convolution of mask A, res
 The input's part of the gates is a 1xk convolution of mask B over the whole map; the state's part a 1xk convolution of
 the row above, all of which is past. A layer sees a triangle above a pixel, k // 2 wider to either side with each row.
 Departs: Adam for RMSProp; the width of the hidden 1x1 layers is that of the layers; no skip connections to the output.
-Checked by: tests/test_autoregressive.py (order, sums, walks), tests/test_pixelrnn.py (a loop over pixels, the triangle).
+Checked by: tests/test_autoregressive.py (order, sums, walks), tests/test_pixelrnn.py (a loop over pixels, triangle).
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def scan(gates: Tensor, weight: Tensor, before: int, spans: Spans | None = None)
         spans = [(0, gates.shape[2])] * len(gates)
     with torch.autocast(gates.device.type, enabled=False):
         if torch.is_grad_enabled() and (gates.requires_grad or weight.requires_grad):
-            return cast("Tensor", _Scan.apply(gates, weight, before, spans))  # type: ignore[no-untyped-call]
+            return cast("Tensor", _Scan.apply(gates, weight, before, spans))
         return _forward(gates, weight, before, spans, keep=False)[0][1:, :, before : before + gates.shape[2]]
 
 
@@ -96,7 +96,7 @@ class _Scan(torch.autograd.Function):
         return hidden[1:, :, before : before + gates.shape[2]]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, hidden, active, cells = ctx.saved_tensors
         before, h, taps = ctx.before, weight.shape[2], weight.shape[1]
