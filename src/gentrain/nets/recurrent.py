@@ -66,9 +66,10 @@ def _forward(gates: Tensor, weight: Tensor, before: int, spans: Spans, *, keep: 
     [T+1 D N B h]; of the last two only what the last line needs unless ``keep``."""
     lines, d, n, b, width = gates.shape
     h, taps = width // 4, weight.shape[1]
-    hidden = gates.new_zeros(lines + 1, d, n + taps - 1, b, h)
-    cells = gates.new_zeros(lines + 1 if keep else 1, d, n, b, h)
+    hidden = gates.new_empty(lines + 1, d, n + taps - 1, b, h)
+    cells = gates.new_empty(lines + 1 if keep else 1, d, n, b, h)
     active = gates.new_empty(lines if keep else 1, d, n, b, width)
+    hidden[0], cells[0] = 0.0, 0.0
     for t, (lo, hi) in enumerate(spans):
         here = active[t if keep else 0, :, lo:hi]
         here.copy_(gates[t, :, lo:hi])
@@ -79,6 +80,8 @@ def _forward(gates: Tensor, weight: Tensor, before: int, spans: Spans, *, keep: 
         here[..., : 3 * h].sigmoid_()
         here[..., 3 * h :].tanh_()
         o, f, i, g = here.chunk(4, dim=-1)
+        hidden[t + 1, :, : before + lo], hidden[t + 1, :, before + hi :] = 0.0, 0.0
+        cells[t + 1 if keep else 0, :, hi:] = 0.0  # places that a later line begins with
         cell = cells[t + 1 if keep else 0, :, lo:hi]
         torch.mul(f, cells[t if keep else 0, :, lo:hi], out=cell).addcmul_(i, g)
         torch.mul(o, cell.tanh(), out=hidden[t + 1, :, before + lo : before + hi])
