@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gentrain.compose import compose
 from gentrain.errors import UserError
 from gentrain.models.pixelrnn_diag import DiagonalBiLstm, PixelRNNDiag
 from gentrain.models.pixelrnn_row import PixelRNNRow, RowLstm
@@ -82,10 +83,15 @@ def test_a_layer_and_its_gradients_equal_a_loop_over_pixels(index: int, height: 
         assert torch.allclose(ours, theirs, atol=1e-11)
 
 
-def test_the_gradient_of_the_scan_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("spans", [None, [(0, 1), (0, 2), (1, 4)]], ids=["whole lines", "parts of them"])
+def test_the_gradient_of_the_scan_is_that_of_finite_differences(spans: list[tuple[int, int]] | None) -> None:
     gates = torch.randn(3, 2, 4, 1, 8, dtype=torch.double, requires_grad=True)
     weight = torch.randn(2, 3, 2, 8, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda g, w: scan(g, w, before=1), (gates, weight))
+    assert torch.autograd.gradcheck(lambda g, w: scan(g, w, before=1, spans=spans), (gates, weight))
+    for t, (lo, hi) in enumerate(spans or []):
+        outside = torch.ones(4, dtype=torch.bool)
+        outside[lo:hi] = False
+        assert not scan(gates, weight, before=1, spans=spans)[t][:, outside].any()
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (6, 4), (1, 5), (5, 1), (3, 3)])
@@ -184,6 +190,20 @@ def test_colours_of_a_pixel_come_in_order_and_all_of_earlier_pixels_are_seen(ind
             moved = (layer(other)[0, :, 1, 1].view(3, 2) != before).any(1).tolist()
             # A row LSTM's input in the same row is masked by colour at the pixel alone.
             assert moved == ([colour >= group for colour in range(3)] if (r, c) == (1, 1) else [True] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("pixelrnn_row_cifar10", {"bits_per_dim": 3.07}), ("pixelrnn_diag_cifar10", {"bits_per_dim": 3.0})],
+)
+def test_the_papers_setting_stands_beside_its_figure(name: str, published: dict[str, float]) -> None:
+    config = compose([f"experiment={name}"]).config
+    assert config["published"] == published
+    net = config["model"]["net"]
+    assert (net["kernel"], net["layers"], 3 * net["width"]) == (7, 12, pytest.approx(128, abs=1))
+    assert (config["train"]["batch_size"], config["metrics"]["monitor"]) == (16, "nll_nats")
+    likelihood = config["metrics"]["scores"]["likelihood"]
+    assert (likelihood["limit"], likelihood["split"]) == (None, "test")
 
 
 @pytest.mark.parametrize("words", [{"width": 0}, {"layers": 0}, {"kernel": 4}])
