@@ -13,6 +13,7 @@ from gentrain.errors import UserError
 from gentrain.models.pixelrnn_diag import DiagonalBiLstm, PixelRNNDiag
 from gentrain.models.pixelrnn_row import PixelRNNRow, RowLstm
 from gentrain.nets.recurrent import scan, skew, unskew
+from gentrain.types import Spec
 
 H, W, UNITS = 4, 6, 3
 Places = set[tuple[int, int]]
@@ -190,6 +191,25 @@ def test_colours_of_a_pixel_come_in_order_and_all_of_earlier_pixels_are_seen(ind
             moved = (layer(other)[0, :, 1, 1].view(3, 2) != before).any(1).tolist()
             # A row LSTM's input in the same row is masked by colour at the pixel alone.
             assert moved == ([colour >= group for colour in range(3)] if (r, c) == (1, 1) else [True] * 3)
+
+
+@pytest.mark.parametrize("kind", [PixelRNNRow(3, 2), PixelRNNRow(3, 2, reach=5), PixelRNNDiag(3, 2)])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_walk_says_at_each_pixel_what_the_whole_network_says_there(
+    kind: PixelRNNRow | PixelRNNDiag, colours: int
+) -> None:
+    """Weights are large and nothing is drawn: a wrong state anywhere shows. Each pixel is asked for twice, as it is
+    between colours."""
+    torch.manual_seed(3)
+    net = kind.causal(Spec((3, H, W)), 6, colours=colours).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.normal_(std=0.5)
+        x = torch.randn(2, 3, H, W).double()
+        whole, walk = net(x), net.walk(x)  # type: ignore[operator]
+        for number, (row, column) in enumerate(walk.places):
+            for _ in range(2):
+                assert torch.allclose(walk.at(number), whole[:, :, row, column], atol=1e-10), (row, column)
 
 
 @pytest.mark.parametrize(
