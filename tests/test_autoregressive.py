@@ -124,6 +124,27 @@ def test_a_cached_walk_draws_what_the_whole_network_draws(model: str, shape: tup
     assert len(quick.unique()) > 1
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 6), (3, 4, 4)], ids=["grey", "colour"])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_walk_says_at_each_pixel_what_the_whole_network_says_there(model: str, shape: tuple[int, ...]) -> None:
+    """The outputs themselves, with large weights: draws of a model that is hardly trained hide a wrong state."""
+    system = trained(model, shape, steps=1)
+    net, generator = system.nets["net"], torch.Generator().manual_seed(5)
+    x = torch.rand(2, *shape, generator=generator) * 2.0 - 1.0
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+        told = system._condition(torch.tensor([0, 1])) if system.conditional else None
+        whole, walk = net(x, told), net.walk(x, told)  # type: ignore[operator]
+        for step, (row, column) in enumerate(walk.places):
+            for _ in range(2):  # a pixel is asked for again between its colours
+                said = walk.at(step)
+            asked = said != 0.0  # a walk may leave out what its step is not asked for
+            expected = whole[:, :, row, column]
+            assert asked.any()
+            assert torch.allclose(said[asked], expected[asked], atol=1e-4 * float(whole.abs().max())), (row, column)
+
+
 def test_completion_keeps_what_is_known_and_draws_the_rest_anew() -> None:
     system = trained("pixelcnn", (1, 6, 6), "loss=categorical")
     x, _ = noise((1, 6, 6), 3)
