@@ -21,10 +21,11 @@ from gentrain.engine.clock import Clock, Ledger
 from gentrain.engine.ema import Average, Ema
 from gentrain.engine.finite import diverged
 from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer
-from gentrain.engine.ranks import average_buffers, average_gradients, world_size
+from gentrain.engine.ranks import average_buffers, average_gradients, share_first, world_size
 from gentrain.engine.state import moved, packed
 from gentrain.engine.turns import Alternating, Turns
 from gentrain.errors import UserError
+from gentrain.nets.first_batch import first_values, uninitialised
 from gentrain.types import Images, Spec, Terms
 
 
@@ -72,6 +73,7 @@ class System(lightning.LightningModule, ABC):
         self.interrupted: Callable[[], bool] = lambda: False
         self._active: Seat | None = None
         self._unread: list[tuple[Tensor, int, Seat, Terms]] = []
+        self._started = False
 
     @abstractmethod
     def players(self) -> Sequence[Player]:
@@ -193,6 +195,19 @@ class System(lightning.LightningModule, ABC):
         if seat.player.after is not None:
             seat.player.after()
 
+    def take_first_values(self, forward: Callable[[], object]) -> None:
+        """Let layers that start from data (``nets.first_batch``) see a batch, by a pass through the networks: once, in
+        the first iteration. Ranks take the values of the first one, whose batch is another than theirs."""
+        if self._started:
+            return
+        layers = uninitialised(self.nets.values())
+        if layers:
+            with torch.no_grad(), first_values(layers):
+                forward()
+            if world_size() > 1:
+                share_first(self.nets)
+        self._started = True
+
     def _give_the_floor_to(self, seat: Seat) -> None:
         """Only the player's own parameters collect gradients: no other player moves, and no backward pass is wasted."""
         if self._active is seat:
@@ -283,6 +298,7 @@ class System(lightning.LightningModule, ABC):
             has, wants = ("an", "none") if self.average is None else ("no", "one")
             raise UserError(f"model.ema: the checkpoint has {has} average of the weights, the config asks for {wants}")
         self.nets.load_state_dict(state["nets"])
+        self._started = False  # the state may be of before the first iteration
         self.rules.load_state_dict(state["rules"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
