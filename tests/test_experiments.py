@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures_data import celeba_set, idx_set, noise, save
+from fixtures_data import celeba_set, cifar_batches, cifar_binary, idx_set, noise, save, unpack
 
 from gentrain.cli import main
 from gentrain.config import options
@@ -29,6 +29,7 @@ def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name_ in ("fashion_mnist", "mnist"):
         idx_set(tmp_path / "data" / name_, train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    unpack(cifar_binary(cifar_batches(32)), tmp_path / "data" / "cifar10")
     faces(tmp_path / "data" / "face_age", 25)
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 

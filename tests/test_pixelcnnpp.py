@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from test_autoregressive import noise, trained
 from torch import Tensor, nn
 
+from gentrain.compose import compose
 from gentrain.engine.player import Exponential
 from gentrain.engine.sampling import at_rest
 from gentrain.families.autoregressive import Autoregressive
@@ -83,8 +85,8 @@ def test_without_any_one_of_its_shifts_the_network_sees_the_future(layer: str, w
     net = network()
     assert not sees_the_future(net)
     found = {
-        "first left block": lambda: net.stage(net.smaller, 0).pairs()[0][1].first,
-        "first above block": lambda: net.stage(net.smaller, 0).pairs()[0][0].first,
+        "first left block": lambda: net.level(net.smaller, 0).pairs()[0][1].first,
+        "first above block": lambda: net.level(net.smaller, 0).pairs()[0][0].first,
     }.get(layer, lambda: getattr(net, layer))()
     part = found[0] if isinstance(found, nn.ModuleList) else found
     if isinstance(part, ShiftedDoubling):
@@ -246,6 +248,38 @@ class Told(nn.Module):
         return self.picture[labels]
 
 
+@dataclass(frozen=True)
+class ByPlace:
+    """A condition, as ``model.condition`` takes them."""
+
+    def width(self, spec: Spec) -> int:
+        return 2
+
+    def build(self, spec: Spec) -> nn.Module:
+        return Told(spec)
+
+
+@pytest.mark.parametrize("model", ["pixelcnnpp", "spn"])
+def test_a_class_is_told_and_its_pictures_are_drawn_from_the_cache_too(model: str) -> None:
+    system = trained(model, (1, 5, 6), "+model.condition._target_=test_pixelcnnpp.ByPlace")
+    assert system.conditional
+    x, _ = noise((1, 5, 6), 2)
+    empty, known = torch.zeros(2, 1, 5, 6), torch.zeros(2, 1, 5, 6, dtype=torch.bool)
+    with at_rest(system):
+        of_each = [-system._errors(x, torch.full((2,), k), fixed=True) for k in (0, 1)]
+        shares = system.class_shares().log()
+        both = torch.logsumexp(torch.stack([shares[k] + of_each[k] for k in (0, 1)]), dim=0)
+        assert torch.allclose(system.log_likelihood(x), both)
+        assert (of_each[0] - of_each[1]).abs().min() > 1e-3
+        quick, plain = (
+            system.fill(
+                empty, known, labels=torch.tensor([0, 1]), cached=cached, generator=torch.Generator().manual_seed(2)
+            )
+            for cached in (True, False)
+        )
+    assert torch.allclose(quick, plain, atol=1e-5)
+
+
 @pytest.mark.parametrize("by_place", [False, True])
 def test_a_condition_reaches_the_output_and_a_cached_walk_alike(by_place: bool) -> None:
     net = network(condition=2)
@@ -366,6 +400,18 @@ def test_a_bins_mass_is_the_integral_of_the_density_however_wide(log_scale: floa
 def test_concat_elu_is_elu_of_both_signs() -> None:
     x = torch.tensor([[2.0, -1.0]])
     assert concat_elu(x).tolist()[0] == pytest.approx([2.0, math.expm1(-1.0), math.expm1(-2.0), 1.0])
+
+
+def test_the_recipe_for_cifar10_has_the_papers_numbers_and_its_score() -> None:
+    config = compose(["experiment=pixelcnnpp_cifar10"]).config
+    net, moves = config["model"]["net"], config["model"]["players"]["model"]
+    assert (net["width"], net["blocks"], net["levels"], net["dropout"]) == (160, 5, 3, 0.5)
+    assert config["model"]["loss"]["components"] == 10
+    assert (moves["optimizer"]["lr"], moves["optimizer"]["betas"]) == (1e-3, [0.95, 0.9995])
+    assert (moves["schedule"]["factor"], moves["clip"]) == (0.999995, None)
+    assert (config["model"]["ema"]["decay"], config["train"]["batch_size"]) == (0.9995, 16 * 8)
+    assert config["published"] == {"bits_per_dim": 2.92}
+    assert config["metrics"]["scores"]["likelihood"]["limit"] is None
 
 
 def test_samples_are_scored_by_the_average_not_by_the_live_weights() -> None:

@@ -38,7 +38,7 @@ LEFT: Pad = (1, -1, 1, 0)
 """Of the first 2x1 kernel: the left neighbour and the one above it."""
 
 
-class Stage(nn.Module):
+class Level(nn.Module):
     """Blocks of both streams at one resolution; ``short_cut``: on the way up, where each gets an earlier feature."""
 
     def __init__(self, width: int, blocks: int, condition: int, dropout: float, *, short_cut: bool) -> None:
@@ -72,10 +72,10 @@ class TwoStreams(nn.Module):
         self.row_above = ShiftedConv2d(channels + 1, width, (1, 3), ROW_ABOVE)
         self.left = ShiftedConv2d(channels + 1, width, (2, 1), LEFT)
         self.smaller = nn.ModuleList(
-            Stage(width, blocks, condition, dropout, short_cut=False) for level in range(levels)
+            Level(width, blocks, condition, dropout, short_cut=False) for level in range(levels)
         )
         self.larger = nn.ModuleList(
-            Stage(width, blocks + (level < levels - 1), condition, dropout, short_cut=True) for level in range(levels)
+            Level(width, blocks + (level < levels - 1), condition, dropout, short_cut=True) for level in range(levels)
         )
         between = range(levels - 1)
         self.halve_above = nn.ModuleList(ShiftedConv2d(width, width, (2, 3), DOWN, stride=2) for _ in between)
@@ -95,7 +95,7 @@ class TwoStreams(nn.Module):
                 above, left = self.halve_above[level - 1](above), self.halve_left[level - 1](left)
             seen_above, seen_left = concat_elu(above), concat_elu(left)
             short_cuts.append((seen_above, seen_left))
-            for of_above, of_left in self.stage(self.smaller, level).pairs():
+            for of_above, of_left in self.level(self.smaller, level).pairs():
                 above = of_above(above, seen_above, None, told[level])
                 seen_above = concat_elu(above)
                 left = of_left(left, seen_left, seen_above, told[level])
@@ -108,7 +108,7 @@ class TwoStreams(nn.Module):
                 above = self.double_above[level](above, sides[level])
                 left = self.double_left[level](left, sides[level])
                 seen_above, seen_left = concat_elu(above), concat_elu(left)
-            for of_above, of_left in self.stage(self.larger, level).pairs():
+            for of_above, of_left in self.level(self.larger, level).pairs():
                 old_above, old_left = short_cuts.pop()
                 above = of_above(above, seen_above, old_above, told[level])
                 seen_above = concat_elu(above)
@@ -131,8 +131,8 @@ class TwoStreams(nn.Module):
         return [condition[:, :, :: 2**level, :: 2**level] for level in range(self.levels)]
 
     @staticmethod
-    def stage(stages: nn.ModuleList, level: int) -> Stage:
-        return cast("Stage", stages[level])
+    def level(levels: nn.ModuleList, level: int) -> Level:
+        return cast("Level", levels[level])
 
     def walk(self, x: Tensor, condition: Tensor | None = None) -> TwoStreamWalk:
         return TwoStreamWalk(self, x, condition)
@@ -215,7 +215,7 @@ class LevelAt:
         self._width = sides[1]
         self._told = None if condition is None else condition.expand(-1, -1, *sides)
         self._smaller, self._larger = (
-            [(RowBlock(a, batch, sides[1]), PixelBlock(b, batch, sides[1])) for a, b in net.stage(way, level).pairs()]
+            [(RowBlock(a, batch, sides[1]), PixelBlock(b, batch, sides[1])) for a, b in net.level(way, level).pairs()]
             for way in (net.smaller, net.larger)
         )
         self.halve_above: RowConvolved | None = None
