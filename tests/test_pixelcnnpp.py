@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gentrain.compose import compose
 from gentrain.engine.player import Exponential
 from gentrain.engine.sampling import at_rest
+from gentrain.errors import UserError
 from gentrain.families.autoregressive import Autoregressive
 from gentrain.nets.first_batch import FirstBatch, first_values, uninitialised
 from gentrain.nets.shifted import DOWN, DOWN_RIGHT, Normed, Pad, ShiftedConv2d, ShiftedDoubling, concat_elu
@@ -219,8 +220,8 @@ def test_first_values_are_taken_once_and_not_again_behind_a_resume() -> None:
 
 def test_ranks_take_the_values_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
-    monkeypatch.setattr("gentrain.engine.system.world_size", lambda: 2)
-    monkeypatch.setattr("gentrain.engine.system.share_first", told.append)
+    monkeypatch.setattr("gentrain.engine.starting.world_size", lambda: 2)
+    monkeypatch.setattr("gentrain.engine.starting.share_first", told.append)
     system = fresh(0)
     x, y = noise((1, 6, 6), 8)
     for _ in range(2):
@@ -232,6 +233,15 @@ def test_ranks_take_the_values_of_the_first(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_rate_decays_by_a_factor_a_step() -> None:
     decay = Exponential(0.999995)
     assert [decay(i, 10) for i in (1, 2, 3)] == pytest.approx([1.0, 0.999995, 0.999995**2], rel=1e-12)
+    for factor in (0.0, 1.1):
+        with pytest.raises(UserError, match="factor"):
+            Exponential(factor)
+
+
+@pytest.mark.parametrize("words", ["model.net.levels=0", "model.net.dropout=1", "model.net.width=0"])
+def test_numbers_that_make_no_network_are_said(words: str) -> None:
+    with pytest.raises(UserError, match=words.split("=")[0]):
+        trained("pixelcnnpp", (1, 4, 4), words)
 
 
 # ---------------------------------------------------------------- class and place
@@ -290,6 +300,9 @@ def test_a_condition_reaches_the_output_and_a_cached_walk_alike(by_place: bool) 
         walk = net.walk(x, condition)
         walked = torch.stack([walk.at(step) for step in range(30)], dim=2).view(2, 2, 5, 6)
     assert (told - other).abs().max() > 1e-3
+    coarse = net.told(condition)[2]
+    assert coarse is not None
+    assert torch.equal(coarse[:, :, -1, -1], condition[:, :, 4, 4] if by_place else condition)
     assert torch.allclose(told, walked, atol=1e-5)
     for block in net.modules():
         if hasattr(block, "told") and isinstance(block.told, nn.Linear):

@@ -21,11 +21,11 @@ from gentrain.engine.clock import Clock, Ledger
 from gentrain.engine.ema import Average, Ema
 from gentrain.engine.finite import diverged
 from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer
-from gentrain.engine.ranks import average_buffers, average_gradients, share_first, world_size
+from gentrain.engine.ranks import average_buffers, average_gradients, world_size
+from gentrain.engine.starting import take_first_values
 from gentrain.engine.state import moved, packed
 from gentrain.engine.turns import Alternating, Turns
 from gentrain.errors import UserError
-from gentrain.nets.first_batch import first_values, uninitialised
 from gentrain.types import Images, Spec, Terms
 
 
@@ -196,16 +196,9 @@ class System(lightning.LightningModule, ABC):
             seat.player.after()
 
     def take_first_values(self, forward: Callable[[], object]) -> None:
-        """Let layers that start from data (``nets.first_batch``) see a batch, by a pass through the networks: once, in
-        the first iteration. Ranks take the values of the first one, whose batch is another than theirs."""
-        if self._started:
-            return
-        layers = uninitialised(self.nets.values())
-        if layers:
-            with torch.no_grad(), first_values(layers):
-                forward()
-            if world_size() > 1:
-                share_first(self.nets)
+        """Let layers that start from data see this batch by ``forward``, if it is the first of the run."""
+        if not self._started:
+            take_first_values(self.nets, forward)
         self._started = True
 
     def _give_the_floor_to(self, seat: Seat) -> None:

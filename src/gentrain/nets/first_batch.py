@@ -1,7 +1,7 @@
 """Layers whose parameters take their first values from the first batch (data-dependent initialisation).
 
 The layers do it in their own forward pass while ``initialising``; the system that trains them says when
-(``engine.system.System.take_first_values``), once: ``initialised`` travels in the checkpoint.
+(``engine.starting``), once: ``initialised`` travels in the checkpoint.
 """
 
 from __future__ import annotations
