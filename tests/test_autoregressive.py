@@ -18,6 +18,7 @@ from gentrain.engine.sampling import at_rest
 from gentrain.engine.system import System
 from gentrain.errors import UserError
 from gentrain.families.autoregressive import Autoregressive
+from gentrain.nets.stages import InStages
 from gentrain.objectives.pixel_heads import Categorical, LogisticMixture, PixelHead
 from gentrain.types import Images, Spec
 
@@ -46,12 +47,15 @@ def trained(model: str, shape: tuple[int, ...], *words: str, steps: int = 3) -> 
     return system
 
 
-def seen_by_outputs(system: Autoregressive, x: Tensor) -> Tensor:
+def seen_by_outputs(system: Autoregressive, x: Tensor, stage: int = 0) -> Tensor:
     """Whether output (place, colour group) depends on input (place, colour): bool [T G T C], places in the order of the
-    walk, by changing one number after the other and looking at every output."""
+    walk, by changing one number after the other and looking at every output. Of a network in stages, one of them, with
+    those before it at rest."""
     net = system.nets["net"]
     condition = torch.zeros(1, dtype=torch.long) if system.conditional else None
     told = system._condition(condition)
+    if isinstance(net, InStages):
+        net, told = net.nets[stage], net.told(x, stage, told)
     places = net.walk(x, told).places  # type: ignore[operator]
     c, groups = x.shape[1], system.head.colours(x.shape[1])
     with torch.no_grad():
@@ -75,18 +79,19 @@ def test_no_output_sees_its_own_or_a_later_number_and_it_sees_the_one_before(
 ) -> None:
     system = trained(model, shape)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
-    found = seen_by_outputs(system, x)
-    places, groups, _, colours = found.shape
-    assert places == shape[1] * shape[2]
-    for i, group, j, colour in itertools.product(range(places), range(groups), range(places), range(colours)):
-        later = (j, colour if groups > 1 else 0) >= (i, group if groups > 1 else 0)
-        assert not (later and found[i, group, j, colour]), f"output {i}.{group} sees {j}.{colour}"
-    for i in range(1, places):
-        if system.nets["net"].walk(x).places[i][1] > 0:  # type: ignore[operator]
-            assert found[i, 0, i - 1].all(), f"output {i} does not see the pixel before"
-    if groups > 1:
-        for i in range(places):
-            assert all(found[i, group, i, :group].all() for group in range(1, groups))
+    order = system.nets["net"].walk(x).places  # type: ignore[operator]
+    for found in (seen_by_outputs(system, x, stage) for stage in range(system.stages)):
+        places, groups, _, colours = found.shape
+        assert places == shape[1] * shape[2]
+        for i, group, j, colour in itertools.product(range(places), range(groups), range(places), range(colours)):
+            later = (j, colour if groups > 1 else 0) >= (i, group if groups > 1 else 0)
+            assert not (later and found[i, group, j, colour]), f"output {i}.{group} sees {j}.{colour}"
+        for i in range(1, places):
+            if order[i][1] > 0:
+                assert found[i, 0, i - 1].all(), f"output {i} does not see the pixel before"
+        if groups > 1:
+            for i in range(places):
+                assert all(found[i, group, i, :group].all() for group in range(1, groups))
 
 
 def of_all_pictures(system: Autoregressive, shape: tuple[int, ...], levels: int) -> float:

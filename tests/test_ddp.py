@@ -148,6 +148,17 @@ def test_ranks_agree_on_singular_vectors_moving_averages_and_the_past(run: Run, 
     assert any("_u" in key for key in state["nets"])
 
 
+def test_ranks_take_their_first_values_from_the_batch_of_the_first(run: Run, spied: Path) -> None:
+    """Each has another batch, and layers that start from it would differ for good."""
+    shared = [*SHARED[:3], "model=pixelcnnpp", "metrics=none"]
+    assert run(*shared, "name=run", "train.iterations=3", "train.validate_every=0").code == 0
+    ranks = records(spied)
+    assert len(ranks[0]) == len(ranks[1]) == 3
+    for one, other in zip(*ranks, strict=True):
+        assert one["digest"] == other["digest"]
+        assert not set(one["indices"]) & set(other["indices"])
+
+
 AVERAGING = """
 import os, sys, torch, torch.distributed as dist
 from torch import nn

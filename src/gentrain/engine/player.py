@@ -85,6 +85,20 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """Learning-rate factor that is multiplied by ``factor`` in every iteration, from 1 in the first."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.factor <= 1.0:
+            raise UserError(f"model.players: schedule.factor={self.factor:g}: above 0, at most 1")
+
+    def __call__(self, iteration: int, total: int) -> float:
+        return float(self.factor ** (iteration - 1))
+
+
+@dataclass(frozen=True)
 class Warmup:
     """Learning-rate factor that rises linearly over the first ``iterations``."""
 

@@ -22,6 +22,7 @@ from gentrain.engine.ema import Average, Ema
 from gentrain.engine.finite import diverged
 from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer
 from gentrain.engine.ranks import average_buffers, average_gradients, world_size
+from gentrain.engine.starting import take_first_values
 from gentrain.engine.state import moved, packed
 from gentrain.engine.turns import Alternating, Turns
 from gentrain.errors import UserError
@@ -72,6 +73,7 @@ class System(lightning.LightningModule, ABC):
         self.interrupted: Callable[[], bool] = lambda: False
         self._active: Seat | None = None
         self._unread: list[tuple[Tensor, int, Seat, Terms]] = []
+        self._started = False
 
     @abstractmethod
     def players(self) -> Sequence[Player]:
@@ -202,6 +204,12 @@ class System(lightning.LightningModule, ABC):
         if seat.player.after is not None:
             seat.player.after()
 
+    def take_first_values(self, forward: Callable[[], object]) -> None:
+        """Let layers that start from data see this batch by ``forward``, if it is the first of the run."""
+        if not self._started:
+            take_first_values(self.nets, forward)
+        self._started = True
+
     def _give_the_floor_to(self, seat: Seat) -> None:
         """Only the player's own parameters collect gradients: no other player moves, and no backward pass is wasted."""
         if self._active is seat:
@@ -292,6 +300,7 @@ class System(lightning.LightningModule, ABC):
             has, wants = ("an", "none") if self.average is None else ("no", "one")
             raise UserError(f"model.ema: the checkpoint has {has} average of the weights, the config asks for {wants}")
         self.nets.load_state_dict(state["nets"])
+        self._started = False  # the state may be of before the first iteration
         self.rules.load_state_dict(state["rules"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

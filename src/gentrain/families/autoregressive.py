@@ -15,7 +15,8 @@ from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.families.of_classes import OfClasses
 from gentrain.nets.causal import Causal, MakesCausal, Recomputed, Walk
-from gentrain.objectives.pixel_heads import PixelHead, require_head
+from gentrain.nets.stages import InStages
+from gentrain.objectives.pixel_heads import PixelHead, StagedHead, require_head
 from gentrain.types import Images, LikelihoodOn, Spec, Terms
 
 
@@ -67,13 +68,15 @@ class Autoregressive(OfClasses):
         self.temperature = temperature
         self.watch: Callable[[int, int], None] | None = None
         self.conditional = condition is not None
-        c = spec.channels
-        self.nets["net"] = net.causal(
-            spec,
-            self.head.channels(c),
-            colours=self.head.colours(c),
-            condition=0 if condition is None else condition.width(spec),
-        )
+        c, told = spec.channels, 0 if condition is None else condition.width(spec)
+        staged = self.head if isinstance(self.head, StagedHead) else None
+        outputs = (self.head.channels(c),) if staged is None else staged.stages(c)
+        nets = [
+            net.causal(spec, of_stage, colours=self.head.colours(c), condition=told + stage * c)
+            for stage, of_stage in enumerate(outputs)
+        ]
+        self.stages = len(nets)
+        self.nets["net"] = nets[0] if staged is None else InStages(nets, outputs, staged.shown)
         if condition is not None:
             self.nets["condition"] = condition.build(spec)
             self.sampled = (*self.sampled, "condition")
@@ -84,6 +87,7 @@ class Autoregressive(OfClasses):
 
     def objective(self, batch: Images) -> Terms:
         """Minus the log-likelihood, nats per image."""
+        self.take_first_values(lambda: self._errors(batch.x, batch.y, fixed=False))
         return {"nll": self._errors(batch.x, batch.y, fixed=False).mean()}
 
     # ---------------------------------------------------------------- capabilities
@@ -139,11 +143,12 @@ class Autoregressive(OfClasses):
         watch, c = watch or self.watch, self.spec.channels
         steps, numbers = self.head.colours(c), self.head.uniforms(c)
         for step, (row, column) in enumerate(walk.places):
-            pixel = known_pixel = x[:, :, row, column]
+            before = step * self.stages // len(walk.places) * steps  # of the stages that are done
+            known_pixel, pixel = x[:, :, row, column], walk.x[:, :, row, column]
             kept = known[:, :, row, column]
             for colour in range(steps):
                 uniform = torch.rand(len(x), numbers, device=x.device, generator=generator)
-                drawn = self.head.draw(walk.at(step), pixel, colour, uniform, self.temperature)
+                drawn = self.head.draw(walk.at(step), pixel, before + colour, uniform, self.temperature)
                 pixel = torch.where(kept, known_pixel, drawn)
                 walk.x[:, :, row, column] = pixel
             if watch is not None:

@@ -6,6 +6,7 @@ each level at one value, which is what the network sees too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +20,8 @@ from gentrain.types import LikelihoodOn, Spec, to_signed
 
 LOG_SCALE_FLOOR = -7.0
 """Of a logistic, in units of [-1, 1] (PixelCNN++'s)."""
+
+LOG_BIN = math.log(2.0 * HALF_BIN)
 
 
 @runtime_checkable
@@ -61,6 +64,20 @@ class PixelHead(Protocol):
 
     def uniforms(self, c: int) -> int:
         """Random numbers that a step takes."""
+        ...
+
+
+@runtime_checkable
+class StagedHead(PixelHead, Protocol):
+    """One that tells a pixel in stages: that of all pixels before the next one begins (``nets.stages``). ``step`` of
+    ``draw`` goes on counting through them."""
+
+    def stages(self, c: int) -> tuple[int, ...]:
+        """Outputs of each stage, side by side in ``channels(c)``."""
+        ...
+
+    def shown(self, x: Tensor, stage: int) -> Tensor:
+        """What the network of a stage is shown of pixels x [B C ...] in [-1, 1]: that stage alone, in [-1, 1]."""
         ...
 
 
@@ -115,6 +132,60 @@ class Categorical(PixelLikelihood):
 
 
 @dataclass(frozen=True)
+class CategoricalInDepth(Categorical):
+    """The ``first`` most significant bits of every pixel, then the rest given all of those, each a softmax over its
+    levels (depth upscaling: Menick and Kalchbrenner 2019, arXiv 1812.01608, section 3.2). UserError where that leaves
+    no bits to one of them."""
+
+    first: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.first < self._bits:
+            raise UserError(f"model.loss.first={self.first}: 1 .. {self._bits - 1} of the {self._bits} bits")
+
+    @property
+    def _bits(self) -> int:
+        return self.levels.bit_length() - 1
+
+    @property
+    def _parts(self) -> tuple[Categorical, Categorical]:
+        return Categorical(2**self.first), Categorical(2 ** (self._bits - self.first))
+
+    def stages(self, c: int) -> tuple[int, ...]:
+        return tuple(part.channels(c) for part in self._parts)
+
+    def channels(self, c: int) -> int:
+        return sum(self.stages(c))
+
+    def shown(self, x: Tensor, stage: int) -> Tensor:
+        level = x.add(1.0).mul((self.levels - 1) / 2.0).round().long()
+        return self._parts[stage].seen(self._part_of(level, stage))
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        outputs = torch.split(output, list(self.stages(target.shape[1])), dim=1)
+        of_each = [part.log_prob(outputs[i], self._part_of(target, i)) for i, part in enumerate(self._parts)]
+        return of_each[0] + of_each[1]
+
+    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+        stage, colour = divmod(step, pixel.shape[1])
+        levels, before = self._parts[stage].levels, sum(self.stages(pixel.shape[1])[:stage])
+        logits = output[:, before + colour * levels : before + (colour + 1) * levels].float()
+        level = _chosen(logits / temperature, uniform[:, 0])
+        rest = self._parts[1].levels
+        if stage == 0:
+            level = level * rest
+        else:
+            whole = pixel[:, colour].add(1.0).mul((self.levels - 1) / 2.0).round().long()
+            level = level + whole.div(rest, rounding_mode="floor") * rest
+        return _written(pixel, colour, self.seen(level))
+
+    def _part_of(self, level: Tensor, stage: int) -> Tensor:
+        rest = self._parts[1].levels
+        return level % rest if stage else level.div(rest, rounding_mode="floor")
+
+
+@dataclass(frozen=True)
 class LogisticMixture(PixelLikelihood):
     """A mixture of ``components`` logistics over the 256 levels, one for the whole pixel (Salimans et al. 2017, arXiv
     1701.05517, eq. 2 and 3): the mean of a colour is shifted by multiples of the colours before it, which the mixture's
@@ -156,7 +227,10 @@ class LogisticMixture(PixelLikelihood):
         inverse = torch.exp(-log_scales)
         below = F.logsigmoid((centred + HALF_BIN) * inverse)
         above = F.logsigmoid(-(centred - HALF_BIN) * inverse)
-        inside = below + above + log1mexp(2.0 * HALF_BIN * inverse)
+        # sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - e^(a - b)); what is left of the last factor where its width is
+        # divided out is 1 for a scale that makes it too small for float32.
+        width = (2.0 * HALF_BIN * inverse).clamp_min(1e-6)
+        inside = below + above + (LOG_BIN - log_scales) + (log1mexp(width) - width.log())
         mass = torch.where(x < -1.0 + HALF_BIN, below, torch.where(x > 1.0 - HALF_BIN, above, inside))
         nats = torch.logsumexp(F.log_softmax(logits, dim=1) + mass.sum(2), dim=1)  # [B H W]
         return nats.flatten(1).sum(1)
