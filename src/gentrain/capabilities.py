@@ -33,8 +33,8 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RBM:
-    """Parameters of a restricted Boltzmann machine of units that are 0 or 1: p(v, h) = exp(v W h + b v + c h) / Z; where
-    the visible ones are ``gaussian``, real numbers: exp(v W h - |v - b|^2 / 2 + c h) / Z.
+    """Parameters of a restricted Boltzmann machine of units that are 0 or 1: p(v, h) = exp(v W h + b v + c h) / Z;
+    where the visible ones are ``gaussian``, real numbers: exp(v W h - |v - b|^2 / 2 + c h) / Z.
 
     ``weight``: W [V H]. ``visible_bias``: b [V]. ``hidden_bias``: c [H].
     """
@@ -90,8 +90,8 @@ class Walks(Protocol):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """States [n length C H W] in [-1, 1], or [n length D], of ``n`` chains after ``stride``, 2 ``stride``, ... steps
-        from ``start``, uint8 [n C H W] or vectors [n D], or from noise."""
+        """States [n length C H W] in [-1, 1], or [n length D], of ``n`` chains after ``stride``, 2 ``stride``, ...
+        steps from ``start``, uint8 [n C H W] or vectors [n D], or from noise."""
         ...
 
 

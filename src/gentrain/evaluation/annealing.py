@@ -31,10 +31,11 @@ class AnnealedLikelihood:
 
     ``nll_nats_ais``: mean of the free energy over the split plus log Z, in nats per sample, smaller is better; of the
     units that images become (binarised: ``likelihood`` in the protocol). Of a deep machine the free energy is but
-    bounded from above. ``log_z`` and its standard deviation ``log_z_sd``, both in nats. The estimate of log Z is too low rather than too high, as its mean is (Jensen) and as
-    chains that miss a mode make it, so the likelihood is flattering where ``log_z_sd`` is large or the temperatures
-    are few: it should stay the same with more of them. ``chains``: independent runs; ``temperatures``: steps from the
-    base model, independent pixels with the means of the training images, to the machine itself.
+    bounded from above. ``log_z`` and its standard deviation ``log_z_sd``, both in nats. The estimate of log Z is too
+    low rather than too high, as its mean is (Jensen) and as chains that miss a mode make it, so the likelihood is
+    flattering where ``log_z_sd`` is large or the temperatures are few: it should stay the same with more of them.
+    ``chains``: independent runs; ``temperatures``: steps from the base model, independent pixels with the means of the
+    training images, to the machine itself.
 
     ``split``, ``limit`` and ``batch`` are those of ``LikelihoodBound``.
     """

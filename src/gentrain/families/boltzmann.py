@@ -47,8 +47,8 @@ class BoltzmannMachine(System):
 
     ``net``: restricted, or with a second hidden layer. ``visible``: how data become units. ``negative``: where the
     samples of training come from (CD-k, PCD-k). ``steps``: of a chain from independent pixels with the data's means to
-    a sample, of which the last mean is shown. ``annealing``: of the constant in ``log_likelihood``, where the machine is
-    too large to be enumerated. ``watch_every``: iterations between looks at how well it reconstructs and at its
+    a sample, of which the last mean is shown. ``annealing``: of the constant in ``log_likelihood``, where the machine
+    is too large to be enumerated. ``watch_every``: iterations between looks at how well it reconstructs and at its
     pseudo-likelihood. Float32 under any precision.
     """
 
@@ -115,7 +115,9 @@ class BoltzmannMachine(System):
         flip = 1.0 - 2.0 * u.gather(1, place[:, None])  # [B 1]
         drive = u @ rbm.weight + rbm.hidden_bias
         # F(v) - F(v with that pixel flipped)
-        less = (softplus(drive + flip * rbm.weight[place]) - softplus(drive)).sum(1) + flip[:, 0] * rbm.visible_bias[place]
+        less = (softplus(drive + flip * rbm.weight[place]) - softplus(drive)).sum(1) + flip[:, 0] * rbm.visible_bias[
+            place
+        ]
         self.note("pseudo_likelihood/nats", -pixels * softplus(less).mean())
 
     # ---------------------------------------------------------------- capabilities

@@ -1,15 +1,15 @@
 """Deep Boltzmann machine of two hidden layers, the second connected to the first alone.
 
-Paper: Salakhutdinov and Hinton 2009, Deep Boltzmann Machines, AISTATS: eq. 9 to 13 (two layers, mean field), section 3.2
-(annealed importance sampling with one layer summed over, lower bound).
+Paper: Salakhutdinov and Hinton 2009, Deep Boltzmann Machines, AISTATS: section 2 (mean field, persistent chains), 3
+(two layers), 3.2 (annealed importance sampling with one layer summed over, lower bound).
     E(v, h1, h2) = -b v - c1 h1 - c2 h2 - v W1 h1 - h1 W2 h2
 Adds to the restricted machine: a second hidden layer, whose posterior is approximated by a product of means that are
 iterated to a fixed point; the likelihood is bounded from below. Given h1 the pixels and h2 are independent, so it is a
 restricted machine of (v, h2) against h1: chains, gradient and annealing are its own.
-Departs: no greedy pretraining of the layers (section 3.1 of the paper), which it credits with better models: here both
-layers learn together from the first iteration. Samples of (v, h2) given h1 and back, the same block Gibbs sampling.
-Checked by: tests/test_boltzmann.py (the bound below the enumerated log p, tight without the second layer's weights, better
-with more iterations of the mean field; annealing against enumeration).
+Departs: no greedy pretraining of the layers (section 3.1), which the paper credits with better models: here both layers
+learn together from the first iteration.
+Checked by: tests/test_boltzmann.py (the bound below the enumerated log p, tight without the second layer's weights,
+better with more iterations of the mean field; its gradient; annealing against enumeration).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class TwoLayerMachine(nn.Module):
         return torch.cat([v, second], dim=1)
 
     def free_energy(self, v: Tensor) -> Tensor:
-        """The variational one (eq. 10): with the best first layer for the second's means mu it is the free energy of
+        """The variational one: with the best first layer for the second's means mu it is the free energy of
         (v, mu) minus the entropy of mu."""
         u = self.complete(v)
         mu = u[:, self.visible :]

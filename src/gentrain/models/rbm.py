@@ -1,9 +1,9 @@
 """Restricted Boltzmann machine: visible and hidden units, connected between the groups and not within.
 
-Paper: Smolensky 1986; Hinton 2002, Training Products of Experts by Minimizing Contrastive Divergence, Neural Computation
-14 (CD); Tieleman 2008, Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient (PCD);
-Hinton 2012, A Practical Guide to Training Restricted Boltzmann Machines, sections 8 (biases from the data's means) and
-13.2 (Gaussian units).
+Paper: Hinton 2002, Training Products of Experts by Minimizing Contrastive Divergence, Neural Computation 14 (CD);
+Tieleman 2008, Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient (PCD); Hinton
+2012, A Practical Guide to Training Restricted Boltzmann Machines, sections 8 (biases from the data's means) and 13.2
+(Gaussian units).
     E(v, h) = -b v - c h - v W h,    F(v) = -b v - sum_j log(1 + exp(c_j + v W_j)),
     gradient = E_data[dF] - E_model[dF]
 Adds: a machine whose likelihood is known but for the constant Z, and two ways to come by samples for the second term.

@@ -20,7 +20,9 @@ class Binary:
 
     def __init__(self, spec: Spec, binarize: Literal["threshold", "sample", "once"] = "threshold") -> None:
         if not spec.is_image:
-            raise UserError("model/visible=bernoulli: binary pixels, and data= gives vectors: choose model/visible=gaussian")
+            raise UserError(
+                "model/visible=bernoulli: binary pixels, and data= gives vectors: choose model/visible=gaussian"
+            )
         if binarize not in ("threshold", "sample", "once"):
             raise UserError(f"model.visible.binarize={binarize}: threshold, sample or once")
         self.shape = spec.shape
@@ -45,9 +47,9 @@ class Binary:
 
 
 class Standardised(nn.Module):
-    """Real numbers with mean 0 and variance 1 over the training data, each pixel or number of a vector by itself (Hinton
-    2012, A practical guide to training restricted Boltzmann machines, section 13.2). The likelihood is a density: of
-    images in [-1, 1], of vectors as they are.
+    """Real numbers with mean 0 and variance 1 over the training data, each pixel or number by itself (Hinton 2012, A
+    practical guide to training restricted Boltzmann machines, section 13.2). The likelihood is a density: of images in
+    [-1, 1], of vectors as they are.
 
     ``floor``: least standard deviation, in the data's units: a pixel that never changes would be divided by 0.
     """
