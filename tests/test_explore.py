@@ -27,6 +27,7 @@ from gentrain.report.strips import MARGIN
 
 OF_CODES = {"probe", "cluster", "latent", "anomaly", "reconstruct", "interpolate", "arithmetic", "traverse", "project"}
 CAN = {
+    "rbm": OF_CODES | {"neighbours", "chain"},
     "ae": OF_CODES,
     "vae": OF_CODES | {"neighbours"},
     "dcgan": {"interpolate", "project", "neighbours", "truncate"},
@@ -37,6 +38,7 @@ QUICK = {
     "probe": ["per_class=3,10", "repeats=2", "n=150"],
     "cluster": ["repeats=2", "n=200"],
     "anomaly": ["n=120"],
+    "chain": ["n=6", "length=5"],
     "truncate": ["n=60", "at=0.5,1", "passes=2"],
     "project": ["n=2", "starts=1", "steps=4", "encoder_steps=3"],
     "neighbours": ["n=60", "train=200"],
@@ -51,6 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("runs")
     more = {
         "ae": ["model=ae"],
+        "rbm": ["model=rbm"],
         "vae": ["model=vae"],
         "dcgan": ["model=dcgan"],
         "sagan": ["model=sagan"],
@@ -102,7 +105,7 @@ def study(runs: dict[str, Path]) -> Iterator[Callable[[str], Study]]:
 
 
 @pytest.mark.parametrize("tool", sorted(TOOLS))
-@pytest.mark.parametrize("model", ["ae", "vae", "dcgan", "sagan"])
+@pytest.mark.parametrize("model", ["ae", "vae", "rbm", "dcgan", "sagan"])
 def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
     runs: dict[str, Path], explore: Explore, tmp_path: Path, model: str, tool: str
 ) -> None:
@@ -116,7 +119,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert all(capability in done.err for needed in TOOLS[tool].needs for capability in needed)
         others = ", ".join(name for name in TOOLS if name in CAN[model])
         assert f"tools for this run: {others}" in done.err
-        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes")
+        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes", "chain")
         assert ("nothing leads from an image to its code" in done.err) == lacks_codes
         assert not (tmp_path / "a").exists()
         return

@@ -113,6 +113,10 @@ class Bernoulli(PixelLikelihood):
     def mean(self, output: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(output.float()) - 1.0
 
+    def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z), 0 or 1; no gradient goes through it."""
+        return torch.bernoulli(torch.sigmoid(output.detach().float()), generator=generator)
+
 
 @dataclass(frozen=True)
 class Gaussian(PixelLikelihood):

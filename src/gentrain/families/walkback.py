@@ -1,0 +1,141 @@
+"""A Markov chain whose transition is a network, trained to walk back to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from gentrain.engine.ema import Ema
+from gentrain.engine.player import Moves, Player
+from gentrain.engine.system import System
+from gentrain.engine.turns import Turns
+from gentrain.errors import UserError
+from gentrain.objectives.autoencoding import DataLikelihood, SeededCorruption
+from gentrain.types import Images, Spec, Terms
+
+
+class DrawnLikelihood(DataLikelihood, Protocol):
+    """A likelihood of the data that can be drawn from."""
+
+    def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Data as ``prepare`` gives them; no gradient goes through."""
+        ...
+
+
+class MakesTransition(Protocol):
+    """A choice of network that waits for the data."""
+
+    @property
+    def reach(self) -> int:
+        """Steps of a chain until all layers have had a say in what the likelihood takes."""
+        ...
+
+    def network(self, spec: Spec, head: nn.Module) -> nn.Module:
+        """``rest(x)``: hidden states before the first step. ``(x, hidden, generator)`` -> what the likelihood takes,
+        behind ``head``, and the hidden states: one step from corrupted data x."""
+        ...
+
+
+@final
+class GenerativeStochastic(System):
+    """X_(t+1) ~ P(X | H_t), H_t from a corrupted X_t and H_(t-1). Samples are its states; it has no likelihood.
+
+    ``loss``: P(X | H), binary pixels or a density of vectors. ``corruption``: of X, None for none. ``walkback``: steps
+    of the chain in training, at each of which the error is that of the data it began with. ``steps``: of a chain from
+    noise to a sample; of images the last mean is shown, of vectors a draw.
+    """
+
+    sampled = ("network",)
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: MakesTransition,
+        loss: DrawnLikelihood,
+        corruption: SeededCorruption | None,
+        players: Mapping[str, Moves],
+        walkback: int = 4,
+        steps: int = 100,
+        turns: Turns | None = None,
+        ema: Ema | None = None,
+    ) -> None:
+        super().__init__(spec, players, turns, ema)
+        for name, value in (("walkback", walkback), ("steps", steps)):
+            if value < 1:
+                raise UserError(f"model.{name}={value}: at least 1")
+        if walkback < net.reach:
+            raise UserError(
+                f"model.walkback={walkback}: layers that no step hears would not be trained: at least {net.reach} for "
+                "this model.net"
+            )
+        if not hasattr(loss, "draw"):
+            raise UserError(
+                "model.loss: a chain needs a likelihood to draw from: loss=bernoulli, or loss=density for vectors"
+            )
+        loss.require(spec)
+        self.loss, self.corruption = loss, corruption
+        self.walkback, self.steps = walkback, steps
+        self.nets["network"] = net.network(spec, loss.head())
+
+    def players(self) -> Sequence[Player]:
+        return (Player("network", nets=("network",), loss=self.objective),)
+
+    def objective(self, batch: Images) -> Terms:
+        target = self.loss.prepare(batch.x)
+        x, hidden = target, self.nets["network"].rest(target)
+        errors = []
+        for step in range(self.walkback):
+            output, hidden = self._advance(x, hidden)
+            errors.append(self.loss.error(output, target).mean())
+            if step + 1 < self.walkback:
+                x = self.loss.draw(output)
+        self.note("walkback/first_step", errors[0])
+        self.note("walkback/last_step", errors[-1])
+        return {"reconstruction": torch.stack(errors).mean()}
+
+    def _advance(
+        self, x: Tensor, hidden: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        output, hidden = self.nets["network"](self._corrupted(x, generator), hidden, generator)
+        return output, hidden
+
+    def _corrupted(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Corruptions are of data in [-1, 1]; binary pixels are 0 and 1 here."""
+        if self.corruption is None:
+            return x
+        if not self.spec.is_image:
+            return self.corruption(x, generator)
+        return 0.5 * (self.corruption(2.0 * x - 1.0, generator) + 1.0)
+
+    # ---------------------------------------------------------------- capabilities
+
+    def chain(
+        self,
+        n: int,
+        *,
+        length: int,
+        stride: int,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        with torch.no_grad():
+            if start is not None:
+                x = self.loss.prepare(start.to(self.device), fixed=True)
+            elif self.spec.is_image:
+                half = torch.full((n, *self.spec.shape), 0.5, device=self.device)
+                x = torch.bernoulli(half, generator=generator)
+            else:
+                x = torch.randn(n, *self.spec.shape, device=self.device, generator=generator)
+            hidden, states = self.nets["network"].rest(x), []
+            for step in range(length * stride):
+                output, hidden = self._advance(x, hidden, generator)
+                x = self.loss.draw(output, generator)
+                if (step + 1) % stride == 0:
+                    states.append(self.loss.mean(output) if self.spec.is_image else x)
+            return torch.stack(states, dim=1)
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        return self.chain(n, length=1, stride=self.steps, generator=generator)[:, 0]
