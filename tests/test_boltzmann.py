@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 from torch import Tensor, nn
 
 from gentrain.capabilities import RBM
+from gentrain.data.sources import digits
 from gentrain.engine import checkpoint
+from gentrain.engine.assemble import build_system
 from gentrain.engine.player import Moves
 from gentrain.engine.state import rng_state, set_rng_state
 from gentrain.errors import UserError
@@ -419,6 +422,15 @@ def test_the_visible_biases_start_from_the_means_of_the_data(net: MakesMachine) 
         system.nets["machine"].weight.zero_()
     shown = (system.decode(torch.zeros(1, 4))[0].flatten() + 1) / 2
     torch.testing.assert_close(shown, ((x > 0).flatten(1).sum(0) + 1) / 62, atol=1e-5, rtol=0)
+
+
+def test_a_run_begins_from_the_means_of_its_training_images() -> None:
+    config = tiny("model=rbm")
+    data = digits()
+    system = build_system(config, data, seed=0)
+    on = (data.train.all().x.flatten(1) >= 128).float()
+    expected = torch.logit((on.sum(0) + 1) / (len(on) + 2))
+    torch.testing.assert_close(system.nets["machine"].visible_bias.detach(), expected)
 
 
 def test_mistakes_are_told() -> None:

@@ -20,7 +20,7 @@ from gentrain.commands.explore import TOOLS
 from gentrain.data.sources import digits
 from gentrain.engine.restore import load_system
 from gentrain.engine.sampling import at_rest
-from gentrain.explore import anomaly, arithmetic, interpolate, latent, probe, traverse
+from gentrain.explore import anomaly, arithmetic, chain, interpolate, latent, probe, traverse
 from gentrain.explore.study import Study, mean_square
 from gentrain.folder import RunFolder
 from gentrain.report.strips import MARGIN
@@ -141,6 +141,31 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         for folder in (tmp_path / "a", tmp_path / "b"):
             next(folder.glob("*.json")).unlink()
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_the_distance_along_a_chain_tells_mixing_from_standing_still() -> None:
+    fresh = torch.randn(200, 6, 1, 2, 2)
+    assert chain.distances(fresh) == pytest.approx([1.0] * 5, abs=0.1)  # a new state at every step
+    caught = fresh[:, :1].expand(200, 6, 1, 2, 2)
+    assert chain.distances(caught) == [0.0] * 5
+    slow = fresh.cumsum(1)  # a random walk: l steps are l, and two chains at time t are t apart: 3.5 in the mean
+    assert chain.distances(slow) == pytest.approx([lag / 3.5 for lag in range(1, 6)], rel=0.2)
+
+
+def test_chains_start_from_test_images_and_are_drawn_while_training(
+    runs: dict[str, Path], explore: Explore, tmp_path: Path
+) -> None:
+    for start in ("noise", "test"):
+        words = ["n=5", "length=4", "stride=1", f"start={start}"]
+        assert explore("chain", f"run={runs['rbm']}", *words, f"out={tmp_path / start}").code == 0
+        found = numbers(tmp_path / start)
+        assert (found["protocol"]["start"], found["lag_steps"]) == (start, [1, 2, 3])
+    widths = [Image.open(next((tmp_path / start).glob("*.png"))).width for start in ("noise", "test")]
+    assert widths[1] > widths[0] - 1  # the images themselves stand before their chains
+    with Image.open(runs["rbm"] / "samples" / "chains-latest.png") as film:
+        assert film.width > film.height  # ten chains of sixteen states
+    done = explore("chain", f"run={runs['rbm']}", "n=400", "start=test")
+    assert (done.code, "the test split has 359 images" in done.err) == (2, True)
 
 
 def test_files_are_named_by_what_was_asked_and_lie_in_the_run(runs: dict[str, Path], explore: Explore) -> None:

@@ -14,7 +14,7 @@ from gentrain.engine.player import Moves
 from gentrain.errors import UserError
 from gentrain.families.walkback import DrawnLikelihood, GenerativeStochastic
 from gentrain.models.dae import AdditiveGaussian, SaltAndPepper
-from gentrain.models.gsn import NoisyLayers, TiedLayers
+from gentrain.models.gsn import Falling, NoisyLayers, TiedLayers
 from gentrain.objectives.autoencoding import SeededCorruption
 from gentrain.objectives.likelihoods import Bernoulli, Gaussian
 from gentrain.objectives.reconstruction import Density
@@ -180,10 +180,16 @@ def test_the_histogram_of_a_chain_on_a_line_is_that_of_the_data() -> None:
     assert stats.ks_2samp(-drawn.numpy(), real.numpy()).pvalue < 1e-4  # the test can see which peak is the higher
 
 
+def test_the_rate_falls_once_a_pass() -> None:
+    falling = Falling(0.5, 3)
+    assert [falling(iteration, 6) for iteration in range(1, 7)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
 def test_mistakes_are_told() -> None:
     for wrong, said in (
         (lambda: NoisyLayers(()), r"model\.net\.hidden=\[\]"),
         (lambda: NoisyLayers(noise=-1.0), r"model\.net\.noise=-1"),
+        (lambda: Falling(0.0), r"schedule\.factor=0"),
         (lambda: NoisyLayers(quiet=-1), r"model\.net\.quiet=-1"),
         (lambda: system_of(walkback=0), r"model\.walkback=0"),
         (lambda: system_of(walkback=1), "layers that no step hears would not be trained: at least 2"),

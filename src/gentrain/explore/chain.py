@@ -43,7 +43,14 @@ def explore(study: Study, path: Path, *, n: int, show: int, length: int, stride:
     stack(
         [
             (f"states of chains from {start}, after so many steps", strip_block(rows, heads)),
-            ("", curves({"distance, of that of two chains": {"": far}}, ticks, across="steps between two states")),
+            (
+                "",
+                curves(
+                    {"distance, of that of two chains": {"states of one chain": far}},
+                    ticks,
+                    across="steps between two states",
+                ),
+            ),
         ],
         path,
     )

@@ -53,6 +53,24 @@ class NoisyLayers:
         return TiedLayers(spec, self, head)
 
 
+@dataclass(frozen=True)
+class Falling:
+    """Learning-rate factor that is multiplied by ``factor`` so many ``times`` in a run, at equal distances: once a pass
+    over the data where these are the passes (config target)."""
+
+    factor: float = 0.995
+    times: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor <= 1:
+            raise UserError(f"model.players.network.schedule.factor={self.factor}: above 0, at most 1")
+        if self.times < 1:
+            raise UserError(f"model.players.network.schedule.times={self.times}: at least 1")
+
+    def __call__(self, iteration: int, total: int) -> float:
+        return float(self.factor ** ((iteration - 1) * self.times // max(total, 1)))
+
+
 class TiedLayers(nn.Module):
     """Layer i is fed from below through W_i and from above through the transpose of W_(i+1)."""
 
