@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, final
+from typing import Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,20 @@ class DrawnLikelihood(DataLikelihood, Protocol):
         ...
 
 
+class Transition(Protocol):
+    """A network that is one step of a chain."""
+
+    def rest(self, x: Tensor) -> list[Tensor]:
+        """Hidden states before the first step from data x."""
+        ...
+
+    def __call__(
+        self, x: Tensor, hidden: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the likelihood takes, and the hidden states, of corrupted data x."""
+        ...
+
+
 class MakesTransition(Protocol):
     """A choice of network that waits for the data."""
 
@@ -34,8 +48,7 @@ class MakesTransition(Protocol):
         ...
 
     def network(self, spec: Spec, head: nn.Module) -> nn.Module:
-        """``rest(x)``: hidden states before the first step. ``(x, hidden, generator)`` -> what the likelihood takes,
-        behind ``head``, and the hidden states: one step from corrupted data x."""
+        """A ``Transition`` with ``head`` before what the likelihood takes."""
         ...
 
 
@@ -80,12 +93,16 @@ class GenerativeStochastic(System):
         self.walkback, self.steps = walkback, steps
         self.nets["network"] = net.network(spec, loss.head())
 
+    @property
+    def network(self) -> Transition:
+        return cast("Transition", self.nets["network"])
+
     def players(self) -> Sequence[Player]:
         return (Player("network", nets=("network",), loss=self.objective),)
 
     def objective(self, batch: Images) -> Terms:
         target = self.loss.prepare(batch.x)
-        x, hidden = target, self.nets["network"].rest(target)
+        x, hidden = target, self.network.rest(target)
         errors = []
         for step in range(self.walkback):
             output, hidden = self._advance(x, hidden)
@@ -99,8 +116,7 @@ class GenerativeStochastic(System):
     def _advance(
         self, x: Tensor, hidden: Sequence[Tensor], generator: torch.Generator | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        output, hidden = self.nets["network"](self._corrupted(x, generator), hidden, generator)
-        return output, hidden
+        return self.network(self._corrupted(x, generator), hidden, generator)
 
     def _corrupted(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Corruptions are of data in [-1, 1]; binary pixels are 0 and 1 here."""
@@ -129,7 +145,7 @@ class GenerativeStochastic(System):
                 x = torch.bernoulli(half, generator=generator)
             else:
                 x = torch.randn(n, *self.spec.shape, device=self.device, generator=generator)
-            hidden, states = self.nets["network"].rest(x), []
+            hidden, states = self.network.rest(x), []
             for step in range(length * stride):
                 output, hidden = self._advance(x, hidden, generator)
                 x = self.loss.draw(output, generator)

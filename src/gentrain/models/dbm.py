@@ -47,7 +47,7 @@ class TwoLayers:
     def machine(self, spec: Spec, *, gaussian: bool) -> nn.Module:
         if gaussian:
             raise UserError("model/visible=gaussian: this machine is of binary units; model=rbm has Gaussian ones")
-        return TwoLayerMachine(spec.numel, *self.hidden, self.mean_field)
+        return TwoLayerMachine(spec.numel, self.hidden[0], self.hidden[1], self.mean_field)
 
 
 class TwoLayerMachine(nn.Module):
@@ -87,5 +87,5 @@ class TwoLayerMachine(nn.Module):
         (v, mu) minus the entropy of mu."""
         u = self.complete(v)
         mu = u[:, self.visible :]
-        entropy = torch.special.entr(mu) + torch.special.entr(1.0 - mu)
+        entropy: Tensor = torch.special.entr(mu) + torch.special.entr(1.0 - mu)
         return free_energy(self.rbm(), u) - entropy.sum(dim=1)

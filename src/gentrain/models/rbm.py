@@ -131,4 +131,4 @@ class Persistent(nn.Module):
         held = state_dict.get(prefix + "hidden")
         if isinstance(held, Tensor):  # how many units there are is not known before the first machine
             self.hidden = torch.empty_like(held, device=self.hidden.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *rest)

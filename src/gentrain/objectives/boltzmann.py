@@ -213,7 +213,7 @@ def exact_log_partition(rbm: RBM) -> float:
 def _states(count: int, device: torch.device) -> Iterator[Tensor]:
     """All states of ``count`` binary units in parts, float64 [S count]."""
     places = torch.arange(count, device=device)
-    for part in torch.arange(2**count, device=device).split(AT_ONCE):
+    for part in torch.split(torch.arange(2**count, device=device), AT_ONCE):
         yield (part[:, None] >> places & 1).double()
 
 
