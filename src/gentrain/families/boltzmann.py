@@ -115,9 +115,8 @@ class BoltzmannMachine(System):
         flip = 1.0 - 2.0 * u.gather(1, place[:, None])  # [B 1]
         drive = u @ rbm.weight + rbm.hidden_bias
         # F(v) - F(v with that pixel flipped)
-        less = (softplus(drive + flip * rbm.weight[place]) - softplus(drive)).sum(1) + flip[:, 0] * rbm.visible_bias[
-            place
-        ]
+        less = (softplus(drive + flip * rbm.weight[place]) - softplus(drive)).sum(1)
+        less = less + flip[:, 0] * rbm.visible_bias[place]
         self.note("pseudo_likelihood/nats", -pixels * softplus(less).mean())
 
     # ---------------------------------------------------------------- capabilities
