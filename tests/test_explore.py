@@ -148,8 +148,8 @@ def test_the_distance_along_a_chain_tells_mixing_from_standing_still() -> None:
     assert chain.distances(fresh) == pytest.approx([1.0] * 5, abs=0.1)  # a new state at every step
     caught = fresh[:, :1].expand(200, 6, 1, 2, 2)
     assert chain.distances(caught) == [0.0] * 5
-    slow = fresh.cumsum(1)  # a random walk: l steps are l, and two chains at time t are t apart: 3.5 in the mean
-    assert chain.distances(slow) == pytest.approx([lag / 3.5 for lag in range(1, 6)], rel=0.2)
+    slow = fresh.cumsum(1)  # random walks: l after l steps, 2 t between two of them at time t, 7 in the mean
+    assert chain.distances(slow) == pytest.approx([lag / 7 for lag in range(1, 6)], rel=0.2)
 
 
 def test_chains_start_from_test_images_and_are_drawn_while_training(

@@ -160,6 +160,20 @@ def test_a_chain_goes_on_where_it_was_and_shows_means() -> None:
     assert not torch.equal(near, far)
 
 
+def test_chains_begin_at_independent_numbers_with_the_means_of_the_data() -> None:
+    pixels, x = system_of(), images(400)
+    x[:, :, 0] = 0
+    pixels.begin_from(x)
+    begun = pixels.noise(4000, None)
+    assert begun.unique().tolist() == [0.0, 1.0]
+    torch.testing.assert_close(begun.mean(0), (x.float() / 255).mean(0), atol=0.04, rtol=0)
+    numbers = system_of(Density(), spec=Spec((2,)))
+    numbers.begin_from(torch.randn(500, 2) * torch.tensor([0.1, 4.0]) + 3.0)
+    begun = numbers.noise(4000, None)
+    torch.testing.assert_close(begun.std(0), torch.tensor([0.1, 4.0]), atol=0, rtol=0.15)
+    torch.testing.assert_close(begun.mean(0), torch.tensor([3.0, 3.0]), atol=0.6, rtol=0)
+
+
 def test_the_histogram_of_a_chain_on_a_line_is_that_of_the_data() -> None:
     """Two Gaussians, 0.3 and 0.7 of the data. One layer: with more, hidden states that the walkback has not seen
     follow. Little noise: the wider P(X | H) is, the less is it the one Gaussian that the likelihood can say."""

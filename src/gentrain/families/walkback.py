@@ -16,6 +16,9 @@ from gentrain.errors import UserError
 from gentrain.objectives.autoencoding import DataLikelihood, SeededCorruption
 from gentrain.types import Images, Spec, Terms
 
+FIRST_IMAGES = 10_000
+"""Training images whose means chains begin from."""
+
 
 class DrawnLikelihood(DataLikelihood, Protocol):
     """A likelihood of the data that can be drawn from."""
@@ -52,16 +55,40 @@ class MakesTransition(Protocol):
         ...
 
 
+class Noise(nn.Module):
+    """Independent pixels, on as often as in the data, or numbers of the data's means and standard deviations: where
+    chains begin. A coin and N(0, 1) until it has seen data."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.binary = spec.is_image
+        self.register_buffer("mean", torch.full(spec.shape, 0.5 if self.binary else 0.0))
+        self.register_buffer("scale", torch.ones(spec.shape))
+        self.mean: Tensor
+        self.scale: Tensor
+
+    def begin(self, x: Tensor) -> None:
+        self.mean.copy_(x.mean(0))
+        self.scale.copy_(x.std(0, correction=0))
+
+    def forward(self, n: int, generator: torch.Generator | None) -> Tensor:
+        mean = self.mean.expand(n, *self.mean.shape)
+        if self.binary:
+            return torch.bernoulli(mean, generator=generator)
+        return mean + self.scale * torch.empty_like(mean).normal_(generator=generator)
+
+
 @final
 class GenerativeStochastic(System):
     """X_(t+1) ~ P(X | H_t), H_t from a corrupted X_t and H_(t-1). Samples are its states; it has no likelihood.
 
     ``loss``: P(X | H), binary pixels or a density of vectors. ``corruption``: of X, None for none. ``walkback``: steps
     of the chain in training, at each of which the error is that of the data it began with. ``steps``: of a chain from
-    noise to a sample; of images the last mean is shown, of vectors a draw.
+    ``Noise`` to a sample; of images the last mean is shown, of vectors a draw.
     """
 
     sampled = ("network",)
+    first_images = FIRST_IMAGES
 
     def __init__(
         self,
@@ -92,6 +119,14 @@ class GenerativeStochastic(System):
         self.loss, self.corruption = loss, corruption
         self.walkback, self.steps = walkback, steps
         self.nets["network"] = net.network(spec, loss.head())
+        self.rules["noise"] = Noise(spec)
+
+    @property
+    def noise(self) -> Noise:
+        return cast("Noise", self.rules["noise"])
+
+    def begin_from(self, x: Tensor) -> None:
+        self.noise.begin(self.loss.prepare(x, fixed=True))
 
     @property
     def network(self) -> Transition:
@@ -138,13 +173,8 @@ class GenerativeStochastic(System):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         with torch.no_grad():
-            if start is not None:
-                x = self.loss.prepare(start.to(self.device), fixed=True)
-            elif self.spec.is_image:
-                half = torch.full((n, *self.spec.shape), 0.5, device=self.device)
-                x = torch.bernoulli(half, generator=generator)
-            else:
-                x = torch.randn(n, *self.spec.shape, device=self.device, generator=generator)
+            given = None if start is None else self.loss.prepare(start.to(self.device), fixed=True)
+            x = self.noise(n, generator) if given is None else given
             hidden, states = self.network.rest(x), []
             for step in range(length * stride):
                 output, hidden = self._advance(x, hidden, generator)

@@ -8,8 +8,8 @@ Adds to the denoising autoencoder: layers that keep their state from step to ste
 above by the same weights, noise before and behind their activation, and a loss over several steps of the chain, whose
 target is at each of them the data that it began with.
 Departs: Adam for SGD with momentum at small sizes; the loss is the mean over the steps of a sum over pixels, where the
-authors' code has the sum over the steps of a mean. Chains for samples begin at noise, not at a test image; images are
-shown as means, vectors as draws.
+authors' code has the sum over the steps of a mean. Chains for samples begin at independent pixels with the data's
+means, not at a test image; images are shown as means, vectors as draws.
 Checked by: tests/test_gsn.py (the layers written out, the target and the gradient of each step, a chain whose histogram
 is the data's), tests/test_contract.py.
 """
