@@ -111,7 +111,10 @@ def test_no_target_swallows_unknown_keys() -> None:
                 assert node.args.kwarg is None, f"{file}: {node.name}"
 
 
-HOMES = {"model/corruption": ["model=dae"], "model/condition": ["model=cond_pixelcnn"]}
+HOMES = {
+    "model/corruption": ["model=dae"], "model/condition": ["model=cond_pixelcnn"], "model/visible": ["model=rbm"],
+    "model/negative": ["model=rbm"],
+}  # fmt: skip
 """Groups that only some models have, with one that has."""
 
 

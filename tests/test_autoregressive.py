@@ -202,7 +202,7 @@ def test_draws_are_as_frequent_as_the_head_says(head: PixelHead) -> None:
     output = torch.randn(1, head.channels(1), generator=torch.Generator().manual_seed(3)) * 2.0
     n = 20_000
     uniform = torch.rand(n, head.uniforms(1), generator=torch.Generator().manual_seed(4))
-    drawn = head.draw(output.expand(n, -1), torch.zeros(n, 1), 0, uniform, 1.0)
+    drawn = head.draw_pixel(output.expand(n, -1), torch.zeros(n, 1), 0, uniform, 1.0)
     x = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
     p = (-head.error(output[:, :, None, None].expand(256, -1, 1, 1), head.prepare(x))).exp()
     frequency = torch.bincount(drawn[:, 0].add(1.0).mul(127.5).round().long(), minlength=256) / n

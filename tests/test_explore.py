@@ -20,13 +20,14 @@ from gentrain.commands.tools import TOOLS
 from gentrain.data.sources import digits
 from gentrain.engine.restore import load_system
 from gentrain.engine.sampling import at_rest
-from gentrain.explore import anomaly, arithmetic, interpolate, latent, probe, traverse
+from gentrain.explore import anomaly, arithmetic, chain, interpolate, latent, probe, traverse
 from gentrain.explore.study import Study, mean_square
 from gentrain.folder import RunFolder
 from gentrain.report.strips import MARGIN
 
 OF_CODES = {"probe", "cluster", "latent", "anomaly", "reconstruct", "interpolate", "arithmetic", "traverse", "project"}
 CAN = {
+    "rbm": OF_CODES | {"neighbours", "chain"},
     "ae": OF_CODES,
     "vae": OF_CODES | {"neighbours"},
     "dcgan": {"interpolate", "project", "neighbours", "truncate"},
@@ -38,6 +39,7 @@ QUICK = {
     "probe": ["per_class=3,10", "repeats=2", "n=150"],
     "cluster": ["repeats=2", "n=200"],
     "anomaly": ["n=120"],
+    "chain": ["n=6", "length=5"],
     "truncate": ["n=60", "at=0.5,1", "passes=2"],
     "project": ["n=2", "starts=1", "steps=4", "encoder_steps=3"],
     "neighbours": ["n=60", "train=200"],
@@ -53,6 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("runs")
     more = {
         "ae": ["model=ae"],
+        "rbm": ["model=rbm"],
         "vae": ["model=vae"],
         "dcgan": ["model=dcgan"],
         "sagan": ["model=sagan"],
@@ -119,7 +122,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert all(capability in done.err for needed in TOOLS[tool].needs for capability in needed)
         others = ", ".join(name for name in TOOLS if name in CAN[model])
         assert f"tools for this run: {others}" in done.err
-        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes", "complete")
+        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes", "chain", "complete")
         if model != "pixelcnn":
             assert ("nothing leads from an image to its code" in done.err) == lacks_codes
         assert not (tmp_path / "a").exists()
@@ -142,6 +145,31 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         for folder in (tmp_path / "a", tmp_path / "b"):
             next(folder.glob("*.json")).unlink()
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_the_distance_along_a_chain_tells_mixing_from_standing_still() -> None:
+    fresh = torch.randn(200, 6, 1, 2, 2)
+    assert chain.distances(fresh) == pytest.approx([1.0] * 5, abs=0.1)  # a new state at every step
+    caught = fresh[:, :1].expand(200, 6, 1, 2, 2)
+    assert chain.distances(caught) == [0.0] * 5
+    slow = fresh.cumsum(1)  # random walks: l after l steps, 2 t between two of them at time t, 7 in the mean
+    assert chain.distances(slow) == pytest.approx([lag / 7 for lag in range(1, 6)], rel=0.2)
+
+
+def test_chains_start_from_test_images_and_are_drawn_while_training(
+    runs: dict[str, Path], explore: Explore, tmp_path: Path
+) -> None:
+    for start in ("noise", "test"):
+        words = ["n=5", "length=4", "stride=1", f"start={start}"]
+        assert explore("chain", f"run={runs['rbm']}", *words, f"out={tmp_path / start}").code == 0
+        found = numbers(tmp_path / start)
+        assert (found["protocol"]["start"], found["lag_steps"]) == (start, [1, 2, 3])
+    widths = [Image.open(next((tmp_path / start).glob("*.png"))).width for start in ("noise", "test")]
+    assert widths[1] > widths[0] - 1  # the images themselves stand before their chains
+    with Image.open(runs["rbm"] / "samples" / "chains-latest.png") as film:
+        assert film.width > film.height  # ten chains of sixteen states
+    done = explore("chain", f"run={runs['rbm']}", "n=400", "start=test")
+    assert (done.code, "the test split has 359 images" in done.err) == (2, True)
 
 
 def test_files_are_named_by_what_was_asked_and_lie_in_the_run(runs: dict[str, Path], explore: Explore) -> None:

@@ -238,6 +238,12 @@ class Machine:
     def units(self, x: Tensor) -> Tensor:
         return (x.flatten(1) >= 128).float()
 
+    def free_energy(self, x: Tensor) -> Tensor:
+        """By the sum over all states of the hidden units."""
+        v, h = self.units(x).double(), states(len(self.parameters.hidden_bias))
+        weight, b, c = (part.double() for part in vars(self.parameters).values() if isinstance(part, Tensor))
+        return -torch.logsumexp(v @ weight @ h.T + (v @ b)[:, None] + h @ c, 1)
+
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("based", [False, True])

@@ -365,7 +365,7 @@ def test_in_sampling_colours_are_shifted_by_the_clipped_and_rounded_ones() -> No
     output = outputs(head, 1, 3, means=[7.0, -0.5, 0.0], log_scales=[-7.0, -7.0, -7.0], factors=[20.0, 0.0, 20.0])[
         :, :, 0, 0
     ]
-    drawn = head.draw(output, torch.zeros(1, 3), 0, torch.full((1, 4), 0.5), 1.0)
+    drawn = head.draw_pixel(output, torch.zeros(1, 3), 0, torch.full((1, 4), 0.5), 1.0)
     green = round((0.5 + 1.0) * 127.5) / 127.5 - 1.0
     assert drawn[0].tolist() == pytest.approx([1.0, green, green], abs=1e-6)
 

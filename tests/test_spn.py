@@ -166,9 +166,9 @@ def test_drawn_bits_are_as_frequent_as_the_head_says() -> None:
     head = CategoricalInDepth(levels=16, first=2)
     n, output = 20_000, torch.randn(1, head.channels(1))
     uniform = torch.rand(2, n, 1)
-    pixel = head.draw(output.expand(n, -1), torch.zeros(n, 1), 0, uniform[0], 1.0)
+    pixel = head.draw_pixel(output.expand(n, -1), torch.zeros(n, 1), 0, uniform[0], 1.0)
     assert set((pixel[:, 0].add(1.0) * 7.5).round().long().tolist()) <= {0, 4, 8, 12}
-    pixel = head.draw(output.expand(n, -1), pixel, 1, uniform[1], 1.0)
+    pixel = head.draw_pixel(output.expand(n, -1), pixel, 1, uniform[1], 1.0)
     x = (torch.arange(16) * 16).to(torch.uint8).view(16, 1, 1, 1)
     p = (-head.error(output[:, :, None, None].expand(16, -1, 1, 1), head.prepare(x))).exp()
     found = torch.bincount((pixel[:, 0].add(1.0) * 7.5).round().long(), minlength=16) / n

@@ -33,7 +33,8 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RBM:
-    """Parameters of a restricted Boltzmann machine of units that are 0 or 1: p(v, h) = exp(v W h + b v + c h) / Z.
+    """Parameters of a restricted Boltzmann machine of units that are 0 or 1: p(v, h) = exp(v W h + b v + c h) / Z;
+    where the visible ones are ``gaussian``, real numbers: exp(v W h - |v - b|^2 / 2 + c h) / Z.
 
     ``weight``: W [V H]. ``visible_bias``: b [V]. ``hidden_bias``: c [H].
     """
@@ -41,21 +42,56 @@ class RBM:
     weight: Tensor
     visible_bias: Tensor
     hidden_bias: Tensor
+    gaussian: bool = False
 
 
 @runtime_checkable
-class Boltzmann(Protocol):
-    """A restricted Boltzmann machine, whose likelihood is known but for the constant Z."""
+class FreeEnergy(Protocol):
+    """Knows its likelihood but for a constant."""
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        """F(x) [B] nats for x uint8 [B C H W] or vectors [B D]: log p(x) = -F(x) - log Z, or at least that."""
+        ...
+
+
+@runtime_checkable
+class Boltzmann(FreeEnergy, Protocol):
+    """A Boltzmann machine of two groups of units without connections within either, whose likelihood is known but for
+    the constant Z. The first units of the first group are the data's; behind them a deep machine has hidden ones."""
 
     @property
     def likelihood_on(self) -> LikelihoodOn:
         """How images become ``units``."""
         ...
 
-    def rbm(self) -> RBM: ...
+    def rbm(self) -> RBM:
+        """Its ``visible_bias`` is that of the first group."""
+        ...
 
     def units(self, x: Tensor) -> Tensor:
-        """Visible units, 0 or 1, [B V] of any float type for x uint8 [B C H W]."""
+        """The data's units, 0 or 1 (real numbers where ``rbm`` is ``gaussian``), [B V] of any float type for x uint8
+        [B C H W]."""
+        ...
+
+
+@runtime_checkable
+class Walks(Protocol):
+    """Its samples are states of Markov chains."""
+
+    steps: int
+    """Of a chain, from its start to a sample."""
+
+    def chain(
+        self,
+        n: int,
+        *,
+        length: int,
+        stride: int,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """States [n length C H W] in [-1, 1], or [n length D], of ``n`` chains after ``stride``, 2 ``stride``, ...
+        steps from ``start``, uint8 [n C H W] or vectors [n D], or from noise."""
         ...
 
 
@@ -124,6 +160,18 @@ class LearnsFromFewLabels(Protocol):
 
 
 @runtime_checkable
+class BeginsFromData(Protocol):
+    """Sets some of its first numbers by training images: means, scales."""
+
+    first_images: int
+    """How many of them, spread over the training split."""
+
+    def begin_from(self, x: Tensor) -> None:
+        """Those images, uint8 [N C H W], or vectors [N D], on the CPU; given when it is built."""
+        ...
+
+
+@runtime_checkable
 class CountsClasses(Protocol):
     """Makes samples of a class, and must know how frequent each is to make samples of all."""
 
@@ -154,7 +202,9 @@ class Compressor(Protocol):
 CAPABILITIES: dict[str, type[Any]] = {
     "sample": Sampler,
     "log_likelihood": Likelihood,
+    "free_energy": FreeEnergy,
     "rbm": Boltzmann,
+    "chain": Walks,
     "encode": Encoder,
     "decode": Decoder,
     "vary": Varies,

@@ -111,7 +111,7 @@ TOOLS = {
         k=("0", _count(0)), repeats=("3", _count(1)), n=TEST,
     ),
     "anomaly": _tool(
-        "one class as the anomaly: reconstruction error and likelihood, AUROC", BOTH, "log_likelihood",
+        "one class as the anomaly: reconstruction error and likelihood, AUROC", BOTH, "log_likelihood", "free_energy",
         called={"class": "anomaly"}, **{"class": ("", _text)}, n=("2000", _count(2)), train=TRAIN,
     ),
     "latent": _tool(
@@ -141,6 +141,11 @@ TOOLS = {
     ),
     "attention": _tool(
         "what a place of a feature map looks at, generator and critic", "sample attention", show=("4", _count(1)),
+    ),
+    "chain": _tool(
+        "states along the Markov chains that samples are drawn by, and how soon they forget", "chain",
+        n=("100", _count(2)), show=("8", _count(1)), length=("16", _count(2)), stride=("0", _count(0)),
+        start=("noise", _one_of("noise", "test")),
     ),
     "classes": _tool(
         "samples of each class, and how many a classifier of the data takes for it", BY_CLASS,

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from gentrain.capabilities import CountsClasses, LearnsFromFewLabels
+from gentrain.capabilities import BeginsFromData, CountsClasses, LearnsFromFewLabels
 from gentrain.check import bind, check, fits, misfit
 from gentrain.config import Node, build, nearest, options
-from gentrain.data.dataset import DataSet, class_counts, few_labelled
+from gentrain.data.dataset import DataSet, class_counts, few_labelled, spread
 from gentrain.data.stream import stream
 from gentrain.engine.health import Health
 from gentrain.engine.loggers import Logger
@@ -124,6 +124,8 @@ def build_system(config: Node, data: DataSet, *, seed: int, trusted: bool = True
         system.give_labelled(few_labelled(data, system.labels_per_class, seed=seed))
     if isinstance(system, CountsClasses) and system.conditional:
         system.give_class_counts(class_counts(data))
+    if isinstance(system, BeginsFromData):
+        system.begin_from(data.train.take(spread(len(data.train), system.first_images)).x)
     return system
 
 

@@ -29,6 +29,9 @@ GRID = 64
 OF_EACH = 10
 """Samples of each component of a mixture."""
 
+CHAINS, STATES = 10, 16
+"""Markov chains in a picture, and states of each."""
+
 TOY_POINTS = 2000
 SLOW_SECONDS = 10.0
 """Pictures of one moment that take longer than this are spoken of."""
@@ -74,6 +77,8 @@ class Validation:
             made.append(("samples/reconstructions", self._reconstructions(system)))
         if hasattr(system, "sample_components") and system.spec.is_image:
             made.append(("samples/components", self._components(system)))
+        if can(system, "chain") and system.spec.is_image:
+            made.append(("samples/chains", self._chains(system)))
         for _, path in made:
             shutil.copyfile(path, path.with_name(path.name.split("-")[0] + "-latest.png"))
         seconds = time.perf_counter() - began
@@ -118,6 +123,15 @@ class Validation:
         with at_rest(system):
             x = system.sample_components(OF_EACH, generator=generator)  # type: ignore[operator]
         return pictures.grid(to_bytes(x).cpu(), path, columns=OF_EACH)
+
+    def _chains(self, system: System) -> Path:
+        """One chain to a row, from noise at the left to a sample at the right: how it mixes."""
+        path = self.session.folder.samples / f"chains-{system.clock.iteration:09d}.png"
+        generator = torch.Generator(system.device).manual_seed(FIXED_SEED)
+        stride = max(system.steps // STATES, 1)  # type: ignore[operator]
+        with at_rest(system):
+            film = system.chain(CHAINS, length=STATES, stride=stride, generator=generator)  # type: ignore[operator]
+        return pictures.grid(to_bytes(film.flatten(0, 1)).cpu(), path, columns=STATES)
 
     def latent_kl(self, system: System) -> Tensor | None:
         """KL of each latent dimension on test images [Z] nats, where the system has one."""

@@ -1,6 +1,7 @@
 """One class as the anomaly: does the model find it strange?
 
-Scores of test images by reconstruction error and by minus log-likelihood, and how well each tells the class from the
+Scores of test images by reconstruction error and by minus log-likelihood (or free energy, which is that but for a
+constant), and how well each tells the class from the
 others. That answers the question only for a model that was trained without the class (``data.leave_out``). A
 likelihood may well find a strange but simple image likelier than a usual one (Nalisnick et al. 2019, arXiv 1810.09136).
 """
@@ -70,7 +71,9 @@ def explore(study: Study, path: Path, *, anomaly: str, n: int, train: int) -> Fo
 def _scores(study: Study, seen: Seen, train: int) -> dict[str, Any]:
     """float64 [N] by name, higher is stranger."""
     scores: dict[str, Any] = {}
-    if study.can("log_likelihood"):
+    if study.can("free_energy"):  # the likelihood but for a constant that may be dear
+        scores["free_energy"] = study.free_energy(seen.x).numpy()
+    elif study.can("log_likelihood"):
         scores["minus_log_likelihood"] = -study.log_likelihood(seen.x).numpy()
     if study.can("encode") and study.can("decode"):
         codes = study.encode(seen.x)

@@ -128,10 +128,14 @@ class Study:
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """float64 [N] nats on the CPU."""
-        nats = torch.cat(
-            [self.system.log_likelihood(part.to(self.device)).double().cpu() for part in torch.split(x, BATCH)]
-        )
-        return self.finite(nats, "likelihoods")
+        return self._nats(self.system.log_likelihood, x, "likelihoods")
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        """float64 [N] nats on the CPU."""
+        return self._nats(self.system.free_energy, x, "free energies")
+
+    def _nats(self, of: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Tensor:
+        return self.finite(torch.cat([of(part.to(self.device)).double().cpu() for part in torch.split(x, BATCH)]), what)
 
     def prior_codes(self, n: int) -> Tensor | None:
         """float32 [n Z] on the CPU from the prior of the codes; None where the system has none."""

@@ -148,7 +148,7 @@ class Autoregressive(OfClasses):
             kept = known[:, :, row, column]
             for colour in range(steps):
                 uniform = torch.rand(len(x), numbers, device=x.device, generator=generator)
-                drawn = self.head.draw(walk.at(step), pixel, before + colour, uniform, self.temperature)
+                drawn = self.head.draw_pixel(walk.at(step), pixel, before + colour, uniform, self.temperature)
                 pixel = torch.where(kept, known_pixel, drawn)
                 walk.x[:, :, row, column] = pixel
             if watch is not None:

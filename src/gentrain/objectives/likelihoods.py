@@ -124,10 +124,14 @@ class Bernoulli(PixelLikelihood):
     def uniforms(self, c: int) -> int:
         return 1
 
-    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+    def draw_pixel(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
         pixel = pixel.clone()
         pixel[:, step] = 2.0 * (uniform[:, 0] < torch.sigmoid(output[:, step].float() / temperature)).float() - 1.0
         return pixel
+
+    def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x | z), 0 or 1; no gradient goes through it."""
+        return torch.bernoulli(torch.sigmoid(output.detach().float()), generator=generator)
 
 
 @dataclass(frozen=True)

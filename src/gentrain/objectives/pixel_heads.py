@@ -56,7 +56,7 @@ class PixelHead(Protocol):
         """-log p [B] nats for the network's output [B C' H W]."""
         ...
 
-    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+    def draw_pixel(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
         """The pixel [B C] in [-1, 1] after ``step`` of ``colours(C)`` steps, from the network's output [B C'] with what
         came before; ``uniform``: numbers of U[0, 1) [B uniforms(C)], new ones at each step. ``temperature`` below 1
         narrows the distribution: logits are divided by it, scales multiplied."""
@@ -126,7 +126,7 @@ class Categorical(PixelLikelihood):
     def uniforms(self, c: int) -> int:
         return 1
 
-    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+    def draw_pixel(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
         logits = output[:, step * self.levels : (step + 1) * self.levels].float()
         return _written(pixel, step, self.seen(_chosen(logits / temperature, uniform[:, 0])))
 
@@ -167,7 +167,7 @@ class CategoricalInDepth(Categorical):
         of_each = [part.log_prob(outputs[i], self._part_of(target, i)) for i, part in enumerate(self._parts)]
         return of_each[0] + of_each[1]
 
-    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+    def draw_pixel(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
         stage, colour = divmod(step, pixel.shape[1])
         levels, before = self._parts[stage].levels, sum(self.stages(pixel.shape[1])[:stage])
         logits = output[:, before + colour * levels : before + (colour + 1) * levels].float()
@@ -238,7 +238,7 @@ class LogisticMixture(PixelLikelihood):
     def uniforms(self, c: int) -> int:
         return 1 + c
 
-    def draw(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
+    def draw_pixel(self, output: Tensor, pixel: Tensor, step: int, uniform: Tensor, temperature: float) -> Tensor:
         logits, means, log_scales, factors = self._split(output.float()[:, :, None, None], pixel.shape[1])
         chosen = _chosen(logits[:, :, 0, 0] / temperature, uniform[:, 0])
         rows = torch.arange(len(chosen), device=chosen.device)

@@ -87,6 +87,12 @@ class Density:
     def mean(self, output: Tensor) -> Tensor:
         return output[:, :-1].float() if self.scale == "shared" else output.float()
 
+    @torch.no_grad()
+    def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ N(output, scale^2 I) [B D]; no gradient goes through it."""
+        mu = self.mean(output)
+        return mu + torch.exp(self._log_scale(output.float())) * torch.empty_like(mu).normal_(generator=generator)
+
     def _log_scale(self, output: Tensor) -> Tensor:
         """[B 1]."""
         if isinstance(self.scale, str):

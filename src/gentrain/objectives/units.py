@@ -1,0 +1,84 @@
+"""Data as the visible units of a Boltzmann machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gentrain.errors import UserError
+from gentrain.objectives.likelihoods import Bernoulli
+from gentrain.types import LikelihoodOn, Spec, to_signed
+
+
+class Binary:
+    """Pixels that are 0 or 1. ``binarize``: ``threshold``, ``sample`` or ``once``, as of ``objectives.likelihoods.
+    Bernoulli``; grey values are no states of a machine of binary units. UserError for those, and for vectors."""
+
+    gaussian = False
+
+    def __init__(self, spec: Spec, binarize: Literal["threshold", "sample", "once"] = "threshold") -> None:
+        if not spec.is_image:
+            raise UserError(
+                "model/visible=bernoulli: binary pixels, and data= gives vectors: choose model/visible=gaussian"
+            )
+        if binarize not in ("threshold", "sample", "once"):
+            raise UserError(f"model.visible.binarize={binarize}: threshold, sample or once")
+        self.shape = spec.shape
+        self.pixels = Bernoulli(binarize)
+
+    @property
+    def likelihood_on(self) -> LikelihoodOn:
+        return self.pixels.likelihood_on
+
+    @property
+    def log_volume(self) -> Tensor:
+        return torch.zeros(())
+
+    def begin(self, x: Tensor) -> None:
+        pass
+
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
+        return self.pixels.prepare(x, fixed=fixed).flatten(1)
+
+    def show(self, mean: Tensor) -> Tensor:
+        return 2.0 * mean.view(-1, *self.shape) - 1.0
+
+
+class Standardised(nn.Module):
+    """Real numbers with mean 0 and variance 1 over the training data, each pixel or number by itself (Hinton 2012, A
+    practical guide to training restricted Boltzmann machines, section 13.2). The likelihood is a density: of images in
+    [-1, 1], of vectors as they are.
+
+    ``floor``: least standard deviation, in the data's units: a pixel that never changes would be divided by 0.
+    """
+
+    gaussian = True
+    likelihood_on = LikelihoodOn(bits=None)
+
+    def __init__(self, spec: Spec, floor: float = 0.1) -> None:
+        super().__init__()
+        if not floor > 0:
+            raise UserError(f"model.visible.floor={floor}: above 0")
+        self.shape, self.floor = spec.shape, floor
+        self.register_buffer("mean", torch.zeros(spec.numel))
+        self.register_buffer("scale", torch.ones(spec.numel))
+        self.mean: Tensor
+        self.scale: Tensor
+
+    @property
+    def log_volume(self) -> Tensor:
+        return self.scale.double().log().sum()
+
+    def begin(self, x: Tensor) -> None:
+        flat = to_signed(x).flatten(1)
+        self.mean.copy_(flat.mean(0))
+        self.scale.copy_(flat.std(0, correction=0).clamp(min=self.floor))
+
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor:
+        return (to_signed(x).flatten(1).float() - self.mean) / self.scale
+
+    def show(self, mean: Tensor) -> Tensor:
+        x = (mean * self.scale + self.mean).view(-1, *self.shape)
+        return x.clamp(-1.0, 1.0) if len(self.shape) == 3 else x
