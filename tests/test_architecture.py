@@ -111,7 +111,7 @@ def test_no_target_swallows_unknown_keys() -> None:
                 assert node.args.kwarg is None, f"{file}: {node.name}"
 
 
-HOMES = {"model/corruption": ["model=dae"]}
+HOMES = {"model/corruption": ["model=dae"], "model/dequantisation": ["model=glow"]}
 """Groups that only some models have, with one that has."""
 
 
@@ -124,7 +124,7 @@ def test_every_option_composes(group: str) -> None:
 BLOCKER = """
 import importlib.metadata as metadata
 import sys
-absent = {"torchvision", "torch_fidelity", "tensorboard", "constriction"}
+absent = {"torchvision", "torch_fidelity", "tensorboard", "constriction", "zuko"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in absent:

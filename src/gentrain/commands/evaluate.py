@@ -34,6 +34,7 @@ KEYS = {
     "trust": "false",
     "out": "",
     "truncation": "",
+    "temperature": "",
 }
 PICTURE_KEYS = {
     "samples": None,
@@ -130,7 +131,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     """Scores, protocol and seconds of one checkpoint, under the stored metrics or those that ``words`` choose."""
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
-    truncation = above_zero(given["truncation"], "truncation")
+    drawn_at = {key: above_zero(given[key], key) for key in ("truncation", "temperature")}
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
@@ -164,9 +165,8 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     require(scoring.at_end, system, data, n=n, key=key, section="metrics.at_end")
     promised(scoring.all, system, data)
     kind = given["weights"] if system.average is not None else "raw"
-    cache = FeatureCache.on_disk()
     report = score_system(
-        system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=cache, truncation=truncation
+        system, data, scoring.all, n=n, seed=config["seed"], weights=kind, cache=FeatureCache.on_disk(), **drawn_at
     )
     return {
         "run": str(folder.path),

@@ -20,6 +20,7 @@ KEYS = {
     "out": "",
     "files": "true",
     "truncation": "",
+    "temperature": "",
     "device": "auto",
     "trust": "false",
 }
@@ -30,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder.open(Path(given["run"]))
     n, seed = whole_number(given["n"], "n", least=1), whole_number(given["seed"], "seed")
     truncation = above_zero(given["truncation"], "truncation")
+    temperature = above_zero(given["temperature"], "temperature")
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
@@ -45,8 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
-    drawn = draw(system, n, seed=seed, weights=given["weights"], truncation=truncation)
+    drawn = draw(system, n, seed=seed, weights=given["weights"], truncation=truncation, temperature=temperature)
     cut = "" if truncation is None else f"-truncated-{truncation:g}"
+    cut += "" if temperature is None else f"-temperature-{temperature:g}"
     out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}{cut}"
     out.mkdir(parents=True, exist_ok=True)
     if not system.spec.is_image:

@@ -36,12 +36,27 @@ def average_buffers(*nets: nn.Module) -> None:
     _average([b for net in nets for b in net.buffers() if b.is_floating_point()])
 
 
+def share_first(net: nn.Module) -> None:
+    """Parameters and floating-point buffers of the first rank, for all ranks: where they were taken from the data, of
+    which each has its own part."""
+    tensors = [t.detach() for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()]
+    if not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.broadcast(flat, src=0)
+    _spread(flat, tensors)
+
+
 def _average(tensors: Sequence[Tensor]) -> None:
     if not tensors:
         return
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     flat /= world_size()
+    _spread(flat, tensors)
+
+
+def _spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
