@@ -131,7 +131,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     """Scores, protocol and seconds of one checkpoint, under the stored metrics or those that ``words`` choose."""
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
-    drawn_at = {key: above_zero(given[key], key) for key in ("truncation", "temperature")}
+    drawn_at: dict[str, Any] = {key: above_zero(given[key], key) for key in ("truncation", "temperature")}
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system

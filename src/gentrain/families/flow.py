@@ -27,9 +27,9 @@ class Flow(System):
     """z = f(x) with z ~ ``base``: log p(x) = log p(z) + log |det df/dx|.
 
     ``net``: of f, for images in [0, 1) or for vectors. ``base``: of the codes; one that is conditional makes samples of
-    a class, and the density is then a mixture over classes with their frequencies in training. ``dequantisation``: of the
-    levels of images; vectors have none. Codes are [B Z] with Z the numbers in a sample; encoding takes the middle of
-    each pixel's level, so that decoding gives the image back. All but training computes in float32: a code must lead
+    a class, and the density is then a mixture over classes with their frequencies in training. ``dequantisation``: of
+    the levels of images; vectors have none. Codes are [B Z] with Z the numbers in a sample; encoding takes the middle
+    of each pixel's level, so that decoding gives the image back. All but training computes in float32: a code must lead
     back to where it came from.
     """
 

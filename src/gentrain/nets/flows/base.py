@@ -77,7 +77,7 @@ class Standard(Base):
 class TopNormal(Base):
     """Standard normal numbers but for the last, the ``top`` [C H W] of several scales: N(mean, sd^2) with mean and log
     sd of each channel learned (``learntop`` of Glow's release), from 0, and where there are ``classes`` with the
-    class's own added to both. Then a linear classifier of the top's means over H W is trained besides, with ``weight``."""
+    class's own added to both; then a linear classifier of the top's means over H W is trained with ``weight``."""
 
     def __init__(self, top: tuple[int, int, int], classes: int, weight: float) -> None:
         super().__init__()

@@ -72,9 +72,10 @@ class ResidualNet(nn.Module):
         self.first = weight_norm(nn.Conv2d(inputs, width, 3, padding=1))
         self.blocks = nn.ModuleList(_block(width) for _ in range(blocks))
         self.skips = nn.ModuleList(weight_norm(nn.Conv2d(width, width, 1)) for _ in range(blocks + 1))
-        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), weight_norm(nn.Conv2d(width, outputs, 1)))
-        with torch.no_grad():  # the lengths of the weight vectors: the coupling starts near the identity
-            self.last[2].parametrizations.weight.original0.mul_(0.1)
+        last = nn.Conv2d(width, outputs, 1)
+        with torch.no_grad():
+            last.weight.mul_(0.1)  # the coupling starts near the identity
+        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), weight_norm(last))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)

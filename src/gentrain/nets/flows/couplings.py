@@ -114,9 +114,9 @@ class HalfCoupling(Bijection):
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept, changed = self.sizes(x.shape[1])
         if self.swapped:
-            other, first = x.split([changed, kept], dim=1)
+            other, first = torch.split(x, [changed, kept], dim=1)
             return first, other
-        first, other = x.split([kept, changed], dim=1)
+        first, other = torch.split(x, [kept, changed], dim=1)
         return first, other
 
     def _whole(self, kept: Tensor, changed: Tensor) -> Tensor:

@@ -49,14 +49,16 @@ class Dequantiser(nn.Module, ABC):
 
     def centre(self, x: Tensor) -> Tensor:
         """The middle of each pixel's level in [0, 1)."""
-        return (self.level(x) + 0.5) / self.levels
+        y: Tensor = (self.level(x) + 0.5) / self.levels
+        return y
 
     def pixels(self, y: Tensor) -> Tensor:
         """Levels in [-1, 1] for y [B C H W]; what lies outside [0, 1) has the level next to it. The gradient is that of
         the line through the levels, everywhere."""
         line = y * (2.0 * self.levels / (self.levels - 1))
         k = (y.detach() * self.levels).floor().clamp(0, self.levels - 1)
-        return k * (2.0 / (self.levels - 1)) - 1.0 + (line - line.detach())  # the bracket is 0, and has the gradient
+        signed: Tensor = k * (2.0 / (self.levels - 1)) - 1.0
+        return signed + (line - line.detach())  # the bracket is 0, and has the gradient
 
 
 class UniformNoise(Dequantiser):

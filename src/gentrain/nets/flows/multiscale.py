@@ -75,8 +75,8 @@ class MultiScale(Bijection):
 
     def inverse(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         shapes = [*self.aside, self.top]
-        parts = z.split([math.prod(shape) for shape in shapes], dim=1)
-        x = parts[-1].reshape(len(z), *self.top)
+        parts = torch.split(z, [math.prod(shape) for shape in shapes], dim=1)
+        x: Tensor = parts[-1].reshape(len(z), *self.top)
         for number in reversed(range(len(self.levels))):
             if number < len(self.splits):
                 split = self.splits[number]

@@ -136,7 +136,7 @@ def over_channels(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class BatchNormFlow(Bijection):
     """(x - mean) / sqrt(variance + eps) for each channel (arXiv 1605.08803, section 3.7, eq. 17 and 18): in training
-    with the batch's statistics, through which gradients go; at rest, and backwards always, with their running averages."""
+    with the batch's statistics, through which gradients go; at rest, and on any way back, with running averages."""
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-4) -> None:
         super().__init__()
