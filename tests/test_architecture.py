@@ -113,7 +113,7 @@ def test_no_target_swallows_unknown_keys() -> None:
 
 HOMES = {
     "model/corruption": ["model=dae"], "model/condition": ["model=cond_pixelcnn"], "model/visible": ["model=rbm"],
-    "model/negative": ["model=rbm"],
+    "model/negative": ["model=rbm"], "model/dequantisation": ["model=glow"],
 }  # fmt: skip
 """Groups that only some models have, with one that has."""
 
@@ -127,7 +127,7 @@ def test_every_option_composes(group: str) -> None:
 BLOCKER = """
 import importlib.metadata as metadata
 import sys
-absent = {"torchvision", "torch_fidelity", "tensorboard", "constriction"}
+absent = {"torchvision", "torch_fidelity", "tensorboard", "constriction", "zuko"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in absent:

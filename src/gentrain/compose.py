@@ -84,10 +84,10 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
     _register(config_dirs)
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            words = list(overrides)
-            if not any(word.startswith("metrics=") for word in overrides):
-                # Keys of metrics may be those of a choice that is known only when all else is composed.
-                words = [word for word in overrides if not word.lstrip("+~").startswith("metrics.")]
+            # Keys of these groups may be those of a choice that is known only when all else is composed.
+            open_groups = [group for group in WANTED.values() if not _chosen(group, overrides)]
+            keys = tuple(f"{group.replace('/', '.')}." for group in open_groups)
+            words = [word for word in overrides if not word.lstrip("+~").startswith(keys)]
             raw = hydra.compose(config_name, words, return_hydra_config=True)
             more = _wanted(raw, overrides)
             if more or len(words) < len(overrides):
@@ -136,11 +136,19 @@ def _listed(config_name: str, words: Sequence[str], raw: DictConfig) -> dict[str
     return {group: f"[{','.join(names)}]" for group, names in found.items() if (conf_dir() / group).is_dir()}
 
 
+WANTED = {"metrics": "metrics", "net": "model/net"}
+"""Keys of ``wants`` that choose an option of a group."""
+
+
 def _wanted(raw: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The choice of metrics that the model asks for, unless the command line has one. No defaults list can say it: the
-    data's choice comes behind the model's."""
-    wanted = OmegaConf.select(raw, "wants.metrics")
-    return [] if wanted is None or any(word.startswith("metrics=") for word in overrides) else [f"metrics={wanted}"]
+    """The choices that the model asks for, unless the command line has them. No defaults list can say it: the data's
+    choice comes behind the model's."""
+    wanted = {group: OmegaConf.select(raw, f"wants.{key}") for key, group in WANTED.items()}
+    return [f"{group}={name}" for group, name in wanted.items() if name is not None and not _chosen(group, overrides)]
+
+
+def _chosen(group: str, overrides: Sequence[str]) -> bool:
+    return any(word.startswith(f"{group}=") for word in overrides)
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

@@ -34,6 +34,7 @@ KEYS = {
     "trust": "false",
     "out": "",
     "truncation": "",
+    "temperature": "",
 }
 PICTURE_KEYS = {
     "samples": None,
@@ -130,7 +131,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     """Scores, protocol and seconds of one checkpoint, under the stored metrics or those that ``words`` choose."""
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
-    truncation = above_zero(given["truncation"], "truncation")
+    drawn_at: dict[str, Any] = {key: above_zero(given[key], key) for key in ("truncation", "temperature")}
     from gentrain.config import build
     from gentrain.engine.fit import check_config
     from gentrain.engine.restore import load_system
@@ -165,7 +166,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     require(scoring.at_end, system, data, n=n, key=key, section="metrics.at_end")
     promised(scoring.all, system, data)
     kind = given["weights"] if system.average is not None else "raw"
-    asked: dict[str, Any] = {"n": n, "seed": config["seed"], "weights": kind, "truncation": truncation}
+    asked: dict[str, Any] = {"n": n, "seed": config["seed"], "weights": kind, **drawn_at}
     with telling(system, "samples"):
         report = score_system(system, data, scoring.all, cache=FeatureCache.on_disk(), **asked)
     return {

@@ -115,6 +115,7 @@ def _of_labels(seen: Mapping[str, int] | None) -> list[str]:
 
 def _more(system: System) -> set[str]:
     """What tools here ask of a system beside its capabilities."""
+    from gentrain.evaluation.temperature import Tempers
     from gentrain.evaluation.truncation import Truncates
     from gentrain.explore.attention import attending
     from gentrain.explore.complete import Completes
@@ -123,6 +124,7 @@ def _more(system: System) -> set[str]:
         "truncation": isinstance(system, Truncates),
         "attention": bool(attending(system)),
         "complete": isinstance(system, Completes),
+        "temperature": isinstance(system, Tempers),
     }
     return {name for name, there in has.items() if there}
 

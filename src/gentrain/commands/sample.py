@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gentrain.commands.words import above_zero, options, whole_number, yes
 from gentrain.config import nearest
@@ -28,6 +28,7 @@ KEYS = {
     "files": "true",
     "truncation": "",
     "class": "",
+    "temperature": "",
     "device": "auto",
     "trust": "false",
 }
@@ -38,6 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder.open(Path(given["run"]))
     n, seed = whole_number(given["n"], "n", least=1), whole_number(given["seed"], "seed")
     truncation = above_zero(given["truncation"], "truncation")
+    temperature = above_zero(given["temperature"], "temperature")
     if given["weights"] not in ("ema", "raw"):
         raise UserError(f"weights={given['weights']}: ema or raw")
     from gentrain.config import build
@@ -55,9 +57,16 @@ def run(arguments: Sequence[str]) -> int:
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
     labels = _labels(given["class"], system, n)
+    how: dict[str, Any] = {
+        "seed": seed,
+        "weights": given["weights"],
+        "truncation": truncation,
+        "temperature": temperature,
+    }
     with Steps("sample") as steps:
-        drawn = draw(system, n, seed=seed, weights=given["weights"], labels=labels, truncation=truncation, watch=steps)
+        drawn = draw(system, n, labels=labels, watch=steps, **how)
     cut = "" if truncation is None else f"-truncated-{truncation:g}"
+    cut += "" if temperature is None else f"-temperature-{temperature:g}"
     cut += "" if labels is None else "-class-" + "-".join(dict.fromkeys(map(str, labels.tolist())))
     out = Path(given["out"]) if given["out"] else folder.samples / f"drawn-{given['checkpoint']}-{seed}{cut}"
     out.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,10 @@ def _above_zero(text: str, key: str) -> float:
     return number
 
 
+def _temperatures(text: str, key: str) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(_above_zero(part, key) for part in text.strip("[]").split(",")))
+
+
 def _not_below_zero(text: str, key: str) -> float:
     number = _real(text, key)
     if number < 0:
@@ -138,6 +142,10 @@ TOOLS = {
     "truncate": _tool(
         "fidelity against diversity as the latents are kept nearer to 0", "sample truncation",
         at=("0.1,0.3,0.5,0.7,1,1.5,2", _reals), n=("2000", _count(2)), passes=("16", _count(0)), show=("12", _count(1)),
+    ),
+    "temperature": _tool(
+        "samples at several temperatures, of the same noise", "sample temperature",
+        at=("0.3,0.5,0.7,0.8,0.9,1", _temperatures), n=("500", _count(2)), show=("10", _count(1)),
     ),
     "attention": _tool(
         "what a place of a feature map looks at, generator and critic", "sample attention", show=("4", _count(1)),

@@ -12,6 +12,7 @@ from torch import Tensor
 from gentrain.engine.progress import Steps
 from gentrain.engine.system import System
 from gentrain.evaluation.randomness import at_evaluation, isolated_rng
+from gentrain.evaluation.temperature import tempered
 from gentrain.evaluation.truncation import truncated
 
 BATCH = 250
@@ -64,14 +65,15 @@ def draw(
     weights: str = "ema",
     labels: Tensor | None = None,
     truncation: float | None = None,
+    temperature: float | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
     """``n`` samples as float32 on the CPU: [n C H W] in [-1, 1], or [n D]. The same seed gives the same samples.
-    ``truncation``: bound of each number of the latent (``evaluation.truncation``). ``watch`` is told of the steps of
-    all batches together, by systems that have some."""
+    ``truncation``: bound of each number of the latent (``evaluation.truncation``); ``temperature``: of the samples
+    (``evaluation.temperature``). ``watch`` is told of the steps of all batches together, by systems that have some."""
     generator = torch.Generator(system.device).manual_seed(seed)
     parts = []
-    with at_rest(system, weights), truncated(system, truncation, seed=seed):
+    with at_rest(system, weights), tempered(system, temperature), truncated(system, truncation, seed=seed):
         for start in range(0, n, BATCH):
             stop = min(start + BATCH, n)
             some = None if labels is None else labels[start:stop].to(system.device)

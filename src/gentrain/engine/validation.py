@@ -20,6 +20,7 @@ from gentrain.engine.system import System
 from gentrain.evaluation.metric import Metric
 from gentrain.evaluation.protocol import Report, evaluate
 from gentrain.evaluation.subject import FeatureCache, Subject
+from gentrain.evaluation.temperature import tempered
 from gentrain.evaluation.trial import Cost, Trial
 from gentrain.evaluation.truncation import truncated
 from gentrain.report import pictures
@@ -183,9 +184,11 @@ def score_system(
     limit: int | None = None,
     cache: FeatureCache | None = None,
     truncation: float | None = None,
+    temperature: float | None = None,
 ) -> Report:
     """Scores of one set of weights, of ``n`` samples and the likelihood of ``limit`` images (None: as the metrics say).
-    ``truncation``: of the latents that samples are drawn from (``evaluation.truncation``). The same system, seed and
+    ``truncation``: of the latents that samples are drawn from (``evaluation.truncation``); ``temperature``: of the
+    samples (``evaluation.temperature``), which no likelihood has. The same system, seed and
     counts give the same numbers; training is not touched."""
 
     def some(count: int) -> Tensor:
@@ -204,7 +207,7 @@ def score_system(
         limit=limit,
         cache=cache,
     )
-    with at_rest(system, weights), truncated(system, truncation, seed=seed):
+    with at_rest(system, weights), tempered(system, temperature), truncated(system, truncation, seed=seed):
         return evaluate(metrics, subject, weights)
 
 

@@ -85,6 +85,12 @@ class Autoregressive(OfClasses):
         learning = tuple(name for name, net in self.nets.items() if any(True for _ in net.parameters()))
         return (Player("model", nets=learning, loss=self.objective),)
 
+    def temper(self, at: float | None) -> None:
+        """From now on samples are drawn at this temperature (``evaluation.temperature``); None: 1."""
+        if at is not None and not at > 0:
+            raise UserError(f"temperature={at:g}: above 0")
+        self.temperature = 1.0 if at is None else at
+
     def objective(self, batch: Images) -> Terms:
         """Minus the log-likelihood, nats per image."""
         self.take_first_values(lambda: self._errors(batch.x, batch.y, fixed=False))
