@@ -146,8 +146,7 @@ def score(folder: RunFolder, given: Mapping[str, str], words: Words, *, trusted:
     chosen = build(chosen_metrics(config, words), where="metrics") if words.overrides else None
     system = load_system(folder, given["checkpoint"], device=given["device"], trusted=trusted)
     data = build(config["data"], trusted=trusted, where="data")
-    stored = folder.card().get("data", {}).get("fingerprint")
-    if stored != data.fingerprint:
+    if folder.card().get("data", {}).get("fingerprint") != data.fingerprint:
         raise UserError(f"run={folder.path}: the data are no longer those it was trained on (fingerprint differs)")
     scoring = Scoring(**(chosen or build(config["metrics"], trusted=trusted, where="metrics")))
     n = whole_number(given["samples"], "samples", least=2) if given["samples"] else scoring.samples
