@@ -111,7 +111,7 @@ def test_no_target_swallows_unknown_keys() -> None:
                 assert node.args.kwarg is None, f"{file}: {node.name}"
 
 
-HOMES = {"model/corruption": ["model=dae"], "model/visible": ["model=rbm"], "model/negative": ["model=rbm"]}
+HOMES = {"model/corruption": ["model=dae"], "model/negative": ["model=rbm"]}
 """Groups that only some models have, with one that has."""
 
 
