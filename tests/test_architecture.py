@@ -112,8 +112,8 @@ def test_no_target_swallows_unknown_keys() -> None:
 
 
 HOMES = {
-    "model/corruption": ["model=dae"], "model/condition": ["model=cond_pixelcnn"], "model/visible": ["model=rbm"],
-    "model/negative": ["model=rbm"], "model/dequantisation": ["model=glow"],
+    "model/corruption": ["model=dae"], "model/condition": ["model=cond_pixelcnn"], "model/negative": ["model=rbm"],
+    "model/dequantisation": ["model=glow"],
 }  # fmt: skip
 """Groups that only some models have, with one that has."""
 

@@ -34,7 +34,8 @@ from gentrain.objectives.boltzmann import (
     mean_of_hidden,
     mean_of_visible,
 )
-from gentrain.objectives.units import Binary, Standardised
+from gentrain.objectives.likelihoods import Bernoulli
+from gentrain.objectives.units import UnitGaussian
 from gentrain.types import Images, Spec
 
 SMALL = Spec((1, 3, 3))
@@ -63,7 +64,7 @@ def system_of(
 ) -> BoltzmannMachine:
     """With random weights, ready to train."""
     made = BoltzmannMachine(
-        spec, net, Binary if spec.is_image else Standardised, negative or ContrastiveDivergence(),
+        spec, net, Bernoulli() if spec.is_image else UnitGaussian(), negative or ContrastiveDivergence(),
         {"machine": Moves(partial(torch.optim.SGD, lr=0.05))}, steps=steps, annealing=Annealing(20, 50), watch_every=1,
     )  # fmt: skip
     with torch.no_grad():
@@ -442,9 +443,9 @@ def test_mistakes_are_told() -> None:
         (lambda: TwoLayers((4, 3)).machine(vectors, gaussian=True), "model=rbm has Gaussian ones"),
         (lambda: ContrastiveDivergence(0), r"model\.negative\.steps=0"),
         (lambda: Persistent(1, 0), r"model\.negative\.chains=0"),
-        (lambda: Binary(vectors), "choose model/visible=gaussian"),
-        (lambda: Binary(SMALL, "none"), r"model\.visible\.binarize=none"),  # type: ignore[arg-type]
-        (lambda: Standardised(vectors, 0.0), r"model\.visible\.floor=0"),
+        (lambda: Bernoulli().units(vectors), "choose images, or loss=unit_gaussian"),
+        (lambda: Bernoulli("none").units(SMALL), r"loss\.binarize=none"),
+        (lambda: UnitGaussian(0.0), r"loss\.floor=0"),
         (lambda: Annealing(1), r"model\.annealing\.chains=1"),
         (lambda: system_of(Restricted(4), steps=0), r"model\.steps=0"),
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast, final
 
@@ -20,6 +20,7 @@ from gentrain.objectives.boltzmann import (
     Annealing,
     Machine,
     MakesMachine,
+    MakesUnits,
     Negative,
     Visible,
     detached,
@@ -45,7 +46,7 @@ class BoltzmannMachine(System):
     """One player that minimises mean F(data) - mean F(samples): its gradient is that of minus the log-likelihood as far
     as the samples are the model's.
 
-    ``net``: restricted, or with a second hidden layer. ``visible``: how data become units. ``negative``: where the
+    ``net``: restricted, or with a second hidden layer. ``loss``: how data become units. ``negative``: where the
     samples of training come from (CD-k, PCD-k). ``steps``: of a chain from independent pixels with the data's means to
     a sample, of which the last mean is shown. ``annealing``: of the constant in ``log_likelihood``, where the machine
     is too large to be enumerated. ``watch_every``: iterations between looks at how well it reconstructs and at its
@@ -59,7 +60,7 @@ class BoltzmannMachine(System):
         self,
         spec: Spec,
         net: MakesMachine,
-        visible: Callable[[Spec], Visible],
+        loss: MakesUnits,
         negative: Negative,
         players: Mapping[str, Moves],
         steps: int = 1000,
@@ -72,7 +73,8 @@ class BoltzmannMachine(System):
         for name, value in (("steps", steps), ("watch_every", watch_every)):
             if value < 1:
                 raise UserError(f"model.{name}={value}: at least 1")
-        self.visible, self.negative = visible(spec), negative
+        self.visible: Visible = loss.units(spec)
+        self.negative = negative
         for name, part in (("visible", self.visible), ("negative", negative)):
             if isinstance(part, nn.Module):  # with state: the data's scales, persistent chains
                 self.rules[name] = part

@@ -46,7 +46,7 @@ class TwoLayers:
 
     def machine(self, spec: Spec, *, gaussian: bool) -> nn.Module:
         if gaussian:
-            raise UserError("model/visible=gaussian: this machine is of binary units; model=rbm has Gaussian ones")
+            raise UserError("loss=unit_gaussian: this machine is of binary units; model=rbm has Gaussian ones")
         return TwoLayerMachine(spec.numel, self.hidden[0], self.hidden[1], self.mean_field)
 
 

@@ -56,6 +56,12 @@ class Visible(Protocol):
         ...
 
 
+class MakesUnits(Protocol):
+    """A choice of units that waits for the data."""
+
+    def units(self, spec: Spec) -> Visible: ...
+
+
 class Machine(Protocol):
     """The parameters, and what stands for the units of the first group that are not the data's."""
 

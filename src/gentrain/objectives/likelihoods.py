@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
+from gentrain.objectives.units import Binary
 from gentrain.types import LikelihoodOn, Spec, to_signed
 
 HALF_BIN = 1.0 / 255.0
@@ -128,6 +129,12 @@ class Bernoulli(PixelLikelihood):
         pixel = pixel.clone()
         pixel[:, step] = 2.0 * (uniform[:, 0] < torch.sigmoid(output[:, step].float() / temperature)).float() - 1.0
         return pixel
+
+    def units(self, spec: Spec) -> Binary:
+        """As visible units of a Boltzmann machine. UserError for grey ones: they are none of its states."""
+        if self.binarize == "none":
+            raise UserError("loss.binarize=none: this machine has binary units: threshold, sample or once")
+        return Binary(spec, self)
 
     def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """x ~ p(x | z), 0 or 1; no gradient goes through it."""

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.objectives.likelihoods import Bernoulli
 from gentrain.types import LikelihoodOn, Spec, to_signed
 
 
+class Pixels(Protocol):
+    """A likelihood of pixels that are 0 or 1."""
+
+    @property
+    def likelihood_on(self) -> LikelihoodOn: ...
+
+    def prepare(self, x: Tensor, *, fixed: bool = False) -> Tensor: ...
+
+
 class Binary:
-    """Pixels that are 0 or 1. ``binarize``: ``threshold``, ``sample`` or ``once``, as of ``objectives.likelihoods.
-    Bernoulli``; grey values are no states of a machine of binary units. UserError for those, and for vectors."""
+    """``pixels`` made 0 or 1, each a unit. UserError for vectors."""
 
     gaussian = False
 
-    def __init__(self, spec: Spec, binarize: Literal["threshold", "sample", "once"] = "threshold") -> None:
+    def __init__(self, spec: Spec, pixels: Pixels) -> None:
         if not spec.is_image:
             raise UserError(
-                "model/visible=bernoulli: binary pixels, and data= gives vectors: choose model/visible=gaussian"
+                "model.loss: these units are binary pixels, and data= gives vectors: choose images, or "
+                "loss=unit_gaussian"
             )
-        if binarize not in ("threshold", "sample", "once"):
-            raise UserError(f"model.visible.binarize={binarize}: threshold, sample or once")
-        self.shape = spec.shape
-        self.pixels = Bernoulli(binarize)
+        self.shape, self.pixels = spec.shape, pixels
 
     @property
     def likelihood_on(self) -> LikelihoodOn:
@@ -46,12 +52,25 @@ class Binary:
         return 2.0 * mean.view(-1, *self.shape) - 1.0
 
 
+@dataclass(frozen=True)
+class UnitGaussian:
+    """``floor``: least standard deviation, in the data's units: a pixel that never changes would be divided by 0
+    (config target)."""
+
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.floor > 0:
+            raise UserError(f"loss.floor={self.floor}: above 0")
+
+    def units(self, spec: Spec) -> Standardised:
+        return Standardised(spec, self.floor)
+
+
 class Standardised(nn.Module):
     """Real numbers with mean 0 and variance 1 over the training data, each pixel or number by itself (Hinton 2012, A
     practical guide to training restricted Boltzmann machines, section 13.2). The likelihood is a density: of images in
     [-1, 1], of vectors as they are.
-
-    ``floor``: least standard deviation, in the data's units: a pixel that never changes would be divided by 0.
     """
 
     gaussian = True
@@ -59,8 +78,6 @@ class Standardised(nn.Module):
 
     def __init__(self, spec: Spec, floor: float = 0.1) -> None:
         super().__init__()
-        if not floor > 0:
-            raise UserError(f"model.visible.floor={floor}: above 0")
         self.shape, self.floor = spec.shape, floor
         self.register_buffer("mean", torch.zeros(spec.numel))
         self.register_buffer("scale", torch.ones(spec.numel))
