@@ -185,3 +185,14 @@ def test_safety_weighs_saves_against_steps(bench: Any, tmp_path: Path) -> None:
     share = record["saves"] * record["ms_per_safe_save"] / whole
     assert record["share_of_saving"] == pytest.approx(share, rel=0.02)
     assert not list(tmp_path.glob("tmp*")), "its files are cleared up"
+
+
+@pytest.mark.parametrize("case", ["glow", "realnvp"])
+def test_a_step_of_a_flow_is_timed(bench: Any, case: str, tmp_path: Path) -> None:
+    assert bench("flows").main([case, "--quick", "--clock", "cpu", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / f"flow_{case}.json").read_text(encoding="utf-8"))
+    assert set(record) >= COMMON | {"ms_per_step", "parameters", "peers"}
+    assert record["ms_per_step"]["gentrain"]["median"] > 0
+    assert set(record["goals"]) == set(record["peers"]) == set(record["speed_over"])
+    sizes = record["parameters"]
+    assert all(abs(count - sizes["gentrain"]) < 0.03 * sizes["gentrain"] for count in sizes.values())

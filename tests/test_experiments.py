@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures_data import celeba_set, idx_set, noise, save
+from fixtures_data import celeba_set, cifar_batches, cifar_binary, idx_set, noise, save, unpack
 
 from gentrain.cli import main
 from gentrain.config import options
@@ -29,6 +29,8 @@ def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name_ in ("fashion_mnist", "mnist"):
         idx_set(tmp_path / "data" / name_, train=160, test=100)
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
+    if name.endswith("cifar10"):
+        unpack(cifar_binary(cifar_batches(1000)), tmp_path / "data" / "cifar10")  # 400 of a class are asked for
     faces(tmp_path / "data" / "face_age", 25)
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 
@@ -98,3 +100,19 @@ def test_a_published_figure_stands_beside_its_protocol(name: str, draws: int, na
     head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
     for words in (f"nll_nats {nats}", "nats per image", "# Reached: null."):
         assert words in head
+
+
+@pytest.mark.parametrize(("name", "bits"), [("glow_cifar10", 3.35), ("realnvp_cifar10", 3.49)])
+def test_a_flow_s_published_bits_stand_beside_the_papers_size(name: str, bits: float) -> None:
+    from gentrain.compose import compose
+
+    config = compose([f"experiment={name}"]).config
+    assert config["published"] == {"bits_per_dim": bits}
+    assert config["model"]["dequantisation"]["bits"] == 8
+    assert config["metrics"]["also"]["likelihood"]["limit"] is None
+    assert config["train"]["batch_size"] == 64
+    net, head = config["model"]["net"], (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    sizes = [net.get(key) for key in ("levels", "steps", "scales", "blocks", "width")]
+    assert sizes == ([3, 32, None, None, 512] if "levels" in net else [None, None, 2, 8, 64])
+    assert f"# Published: {bits} bits/dim" in head
+    assert "# Reached: null." in head

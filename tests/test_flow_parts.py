@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gentrain.errors import UserError
 from gentrain.models.glow import MIXINGS, Step
-from gentrain.nets.flows.base import Standard, TopNormal
+from gentrain.nets.flows.base import Logistic, Normal, TopNormal
 from gentrain.nets.flows.bijection import Bijection, Chain, first_values, uninitialised
 from gentrain.nets.flows.conditioners import GlowNet, ResidualNet, dense
 from gentrain.nets.flows.couplings import Additive, CheckerboardCoupling, HalfCoupling, SigmoidAffine, TanhAffine
@@ -151,9 +151,9 @@ def test_halves_behind_a_squeeze_are_not_the_colours_of_a_checkerboard() -> None
     colour = ((row + column) % 2).float()[None, None]
     squeezed = Squeeze()(colour)[0]
     assert squeezed[0, :2].mean() == squeezed[0, 2:].mean() == 0.5
-    upper = Squeeze()((row % 2 == 0).float().expand(4, 4)[None, None])[0]
-    assert bool((upper[0, :2] == 1).all())
-    assert bool((upper[0, 2:] == 0).all())
+    upper = Squeeze()((row % 2 == 0).float().expand(1, 3, 4, 4))[0]  # of colours too: rows apart, not red from blue
+    assert bool((upper[0, :6] == 1).all())
+    assert bool((upper[0, 6:] == 0).all())
 
 
 def test_first_values_come_of_one_batch_and_once() -> None:
@@ -261,7 +261,7 @@ def test_noise_of_a_flow_is_a_density_on_the_unit_cube() -> None:
 
 def test_bases_are_the_distributions_that_they_are_called() -> None:
     z = torch.randn(5, 12)
-    normal, logistic = Standard("normal"), Standard("logistic")
+    normal, logistic = Normal(), Logistic()
     assert torch.allclose(normal.log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1), atol=1e-4)
     u = torch.sigmoid(z)
     assert torch.allclose(logistic.log_prob(z), (u * (1 - u)).log().sum(1), atol=1e-4)
