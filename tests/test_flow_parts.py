@@ -55,6 +55,10 @@ PARTS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...]]] = {
     "sigmoid": (Sigmoid, ODD),
     "affine": (lambda: half(4, SigmoidAffine, False), IMAGE),
     "affine of an odd number": (lambda: half(3, SigmoidAffine, True), ODD),
+    "affine with a floor": (
+        lambda: HalfCoupling(GlowNet(2, 4, 6), SigmoidAffine(floor=0.3)),
+        IMAGE,
+    ),
     "additive": (lambda: half(3, Additive, False), ODD),
     "dense": (lambda: HalfCoupling(dense(2, 6, [7]), TanhAffine(3)), VECTOR),
     "checkerboard": (lambda: CheckerboardCoupling(ResidualNet(3, 6, 4, 1), TanhAffine(3), ODD, 0), ODD),
@@ -177,6 +181,16 @@ def test_first_values_come_of_one_batch_and_once() -> None:
     again = Step(4, 6, "lu", "affine")
     again.load_state_dict(step.state_dict())
     assert uninitialised([again]) == []
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_a_floor_bounds_what_the_way_back_multiplies_by(floor: float) -> None:
+    h = torch.tensor([0.0, -60.0]).view(1, 2, 1, 1)  # a shift of 0, and a scale that the network wants to be 0
+    one = torch.ones(1, 1, 1, 1)
+    transform = SigmoidAffine(floor)
+    grown = float(transform.inverse(one, h))
+    assert grown == pytest.approx(1 / 0.3, rel=1e-5) if floor else grown > 1e20
+    assert float(transform(one, torch.tensor([0.0, 60.0]).view(1, 2, 1, 1))[0]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)

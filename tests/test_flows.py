@@ -241,6 +241,7 @@ def test_variational_noise_is_trained_with_the_flow_and_is_what_the_likelihood_i
         (lambda: Glow(levels=3).build(Spec((1, 28, 28))), "model.net.levels=3: 28x28 pixels can be halved 2 times"),
         (lambda: Glow(coupling="affin"), "affine"),
         (lambda: Glow(steps=0), "model.net.steps=0"),
+        (lambda: Glow(floor=1.0), "model.net.floor=1.0"),
         (lambda: RealNVP(scales=5).build(Spec((1, 28, 28))), "model.net.scales=5"),
         (lambda: RealNVP().build(Spec((1,))), "maf"),
         (lambda: NICE(couplings=1), "at least 2"),
