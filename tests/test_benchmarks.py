@@ -332,3 +332,14 @@ def test_pixel_sampling_is_timed_beside_the_whole_network_that_draws_the_same(
     monkeypatch.setattr(GatedWalk, "at", lambda walk, step: kept(walk, step).roll(40, dims=1))
     with pytest.raises(SystemExit, match="not those of the whole network"):
         module.main(words)
+
+
+@pytest.mark.parametrize("case", ["glow", "realnvp"])
+def test_a_step_of_a_flow_is_timed(bench: Any, case: str, tmp_path: Path) -> None:
+    assert bench("flows").main([case, "--quick", "--clock", "cpu", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / f"flow_{case}.json").read_text(encoding="utf-8"))
+    assert set(record) >= COMMON | {"ms_per_step", "parameters", "peers"}
+    assert record["ms_per_step"]["gentrain"]["median"] > 0
+    assert set(record["goals"]) == set(record["peers"]) == set(record["speed_over"])
+    sizes = record["parameters"]
+    assert all(abs(count - sizes["gentrain"]) < 0.03 * sizes["gentrain"] for count in sizes.values())

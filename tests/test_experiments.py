@@ -173,3 +173,19 @@ def test_a_recipe_of_pixels_measures_what_was_published(name: str, published: di
     for scores in (config["metrics"]["scores"], config["metrics"]["also"]):
         assert (scores["likelihood"]["split"], scores["likelihood"]["limit"]) == ("test", None)
         assert scores["likelihood"]["importance_samples"] == 0
+
+
+@pytest.mark.parametrize(("name", "bits"), [("glow_cifar10", 3.35), ("realnvp_cifar10", 3.49)])
+def test_a_flow_s_published_bits_stand_beside_the_papers_size(name: str, bits: float) -> None:
+    from gentrain.compose import compose
+
+    config = compose([f"experiment={name}"]).config
+    assert config["published"] == {"bits_per_dim": bits}
+    assert config["model"]["dequantisation"]["bits"] == 8
+    assert config["metrics"]["also"]["likelihood"]["limit"] is None
+    assert config["train"]["batch_size"] == 64
+    net, head = config["model"]["net"], (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    sizes = [net.get(key) for key in ("levels", "steps", "scales", "blocks", "width")]
+    assert sizes == ([3, 32, None, None, 512] if "levels" in net else [None, None, 2, 8, 64])
+    assert f"# Published: {bits} bits/dim" in head
+    assert "# Reached: null." in head

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gentrain.errors import UserError
 from gentrain.models.glow import MIXINGS, Step
-from gentrain.nets.flows.base import Standard, TopNormal
+from gentrain.nets.flows.base import Logistic, Normal, TopNormal
 from gentrain.nets.flows.bijection import Bijection, Chain, first_values, uninitialised
 from gentrain.nets.flows.conditioners import GlowNet, ResidualNet, dense
 from gentrain.nets.flows.couplings import Additive, CheckerboardCoupling, HalfCoupling, SigmoidAffine, TanhAffine
@@ -55,6 +55,10 @@ PARTS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...]]] = {
     "sigmoid": (Sigmoid, ODD),
     "affine": (lambda: half(4, SigmoidAffine, False), IMAGE),
     "affine of an odd number": (lambda: half(3, SigmoidAffine, True), ODD),
+    "affine with a floor": (
+        lambda: HalfCoupling(GlowNet(2, 4, 6), SigmoidAffine(floor=0.3)),
+        IMAGE,
+    ),
     "additive": (lambda: half(3, Additive, False), ODD),
     "dense": (lambda: HalfCoupling(dense(2, 6, [7]), TanhAffine(3)), VECTOR),
     "checkerboard": (lambda: CheckerboardCoupling(ResidualNet(3, 6, 4, 1), TanhAffine(3), ODD, 0), ODD),
@@ -151,9 +155,9 @@ def test_halves_behind_a_squeeze_are_not_the_colours_of_a_checkerboard() -> None
     colour = ((row + column) % 2).float()[None, None]
     squeezed = Squeeze()(colour)[0]
     assert squeezed[0, :2].mean() == squeezed[0, 2:].mean() == 0.5
-    upper = Squeeze()((row % 2 == 0).float().expand(4, 4)[None, None])[0]
-    assert bool((upper[0, :2] == 1).all())
-    assert bool((upper[0, 2:] == 0).all())
+    upper = Squeeze()((row % 2 == 0).float().expand(1, 3, 4, 4))[0]  # of colours too: rows apart, not red from blue
+    assert bool((upper[0, :6] == 1).all())
+    assert bool((upper[0, 6:] == 0).all())
 
 
 def test_first_values_come_of_one_batch_and_once() -> None:
@@ -177,6 +181,16 @@ def test_first_values_come_of_one_batch_and_once() -> None:
     again = Step(4, 6, "lu", "affine")
     again.load_state_dict(step.state_dict())
     assert uninitialised([again]) == []
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_a_floor_bounds_what_the_way_back_multiplies_by(floor: float) -> None:
+    h = torch.tensor([0.0, -60.0]).view(1, 2, 1, 1)  # a shift of 0, and a scale that the network wants to be 0
+    one = torch.ones(1, 1, 1, 1)
+    transform = SigmoidAffine(floor)
+    grown = float(transform.inverse(one, h))
+    assert grown == pytest.approx(1 / 0.3, rel=1e-5) if floor else grown > 1e20
+    assert float(transform(one, torch.tensor([0.0, 60.0]).view(1, 2, 1, 1))[0]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
@@ -261,7 +275,7 @@ def test_noise_of_a_flow_is_a_density_on_the_unit_cube() -> None:
 
 def test_bases_are_the_distributions_that_they_are_called() -> None:
     z = torch.randn(5, 12)
-    normal, logistic = Standard("normal"), Standard("logistic")
+    normal, logistic = Normal(), Logistic()
     assert torch.allclose(normal.log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1), atol=1e-4)
     u = torch.sigmoid(z)
     assert torch.allclose(logistic.log_prob(z), (u * (1 - u)).log().sum(1), atol=1e-4)

@@ -6,7 +6,8 @@ scaled zero convolutions).
 Adds to the flow family: the step, which is all that stands here; its parts are those of ``nets.flows``.
 Departs: what is put aside at a scale leaves as noise, so that all codes but the top are N(0, I); odd sizes are no
 problem where the side can be halved ``levels`` times (28 pixels: twice); no edge channel in the zero convolutions;
-actnorm takes its first values from the first batch, of the run's own size; on images of 8 bits and of fewer.
+actnorm takes its first values from the first batch, of the run's own size; on request a logit in front and a least
+scale of the couplings, without which samples of a short run can overflow.
 Checked by: tests/test_flow_parts.py and tests/test_flows.py (inverse and Jacobian after training, first values and
 resumes, temperature, classes), tests/test_contract.py.
 """
@@ -24,11 +25,11 @@ from gentrain.nets.flows.bijection import Bijection, Chain, float32, places
 from gentrain.nets.flows.conditioners import GlowNet
 from gentrain.nets.flows.couplings import Additive, HalfCoupling, Map, SigmoidAffine
 from gentrain.nets.flows.multiscale import MultiScale, require_halvings
-from gentrain.nets.flows.parts import ActNorm, Centre, InvertibleConvolution, Permutation, Squeeze, over_channels
+from gentrain.nets.flows.parts import ActNorm, Centre, InvertibleConvolution, Logit, Permutation, Squeeze, over_channels
 from gentrain.nets.layers import choose
 from gentrain.types import Spec
 
-COUPLINGS: dict[str, Callable[[], Map]] = {"affine": SigmoidAffine, "additive": Additive}
+COUPLINGS: dict[str, Callable[[float], Map]] = {"affine": SigmoidAffine, "additive": lambda floor: Additive()}
 
 MIXINGS: dict[str, Callable[[int], Bijection]] = {
     "lu": lambda channels: InvertibleConvolution(channels),
@@ -43,10 +44,10 @@ class Step(Bijection):
     """Actnorm, mixing, coupling (figure 2a). Actnorm and the convolution are one linear map of the channels, and are
     computed as one."""
 
-    def __init__(self, channels: int, width: int, mixing: str, coupling: str) -> None:
+    def __init__(self, channels: int, width: int, mixing: str, coupling: str, floor: float = 0.0) -> None:
         super().__init__()
         self.norm, self.mixing = ActNorm(channels), MIXINGS[mixing](channels)
-        transform = COUPLINGS[coupling]()
+        transform = COUPLINGS[coupling](floor)
         kept, changed = HalfCoupling.sizes(channels)
         self.coupling = HalfCoupling(GlowNet(kept, transform.parameters_each * changed, width), transform)
 
@@ -73,18 +74,23 @@ class Step(Bijection):
 @dataclass(frozen=True)
 class Glow:
     """``levels`` L: scales; ``steps`` K: at each; ``width``: channels inside the couplings' networks. ``coupling``:
-    affine or additive. ``mixing``: lu, plain, shuffle or reverse. UserError for vectors, and for sizes that cannot be
-    halved ``levels`` times."""
+    affine or additive. ``mixing``: lu, plain, shuffle or reverse. ``alpha``: of the logit that pixels go through first,
+    as RealNVP's; None: they are moved to [-1/2, 1/2) and no more. ``floor``: least scale of an affine coupling.
+    UserError for vectors, and for sizes that cannot be halved ``levels`` times."""
 
     levels: int = 3
     steps: int = 32
     width: int = 512
     coupling: str = "affine"
     mixing: str = "lu"
+    alpha: float | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         choose(COUPLINGS, self.coupling, "model.net.coupling")
         choose(MIXINGS, self.mixing, "model.net.mixing")
+        if not 0.0 <= self.floor < 1.0:
+            raise UserError(f"model.net.floor={self.floor}: 0 or more, and below 1")
         for name in ("levels", "steps", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.net.{name}={getattr(self, name)}: at least 1")
@@ -94,7 +100,8 @@ class Glow:
         channels, levels = spec.channels, []
         for _ in range(self.levels):
             channels *= 4
-            steps = (Step(channels, self.width, self.mixing, self.coupling) for _ in range(self.steps))
+            steps = (Step(channels, self.width, self.mixing, self.coupling, self.floor) for _ in range(self.steps))
             levels.append(Chain(Squeeze(), *steps))
             channels //= 2
-        return Chain(Centre(), MultiScale(levels, spec.shape, learned=True))
+        first = Centre() if self.alpha is None else Logit(self.alpha)
+        return Chain(first, MultiScale(levels, spec.shape, learned=True))

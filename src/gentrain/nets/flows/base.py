@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gentrain.errors import UserError
 from gentrain.nets.flows.bijection import Bijection
 from gentrain.nets.flows.multiscale import MultiScale
+from gentrain.nets.layers import choose
 from gentrain.types import Spec, Terms
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -51,25 +53,28 @@ class MakesBase(Protocol):
         ...
 
 
-class Standard(Base):
-    """Independent standard normal or logistic numbers."""
+class Normal(Base):
+    """N(0, I)."""
 
-    def __init__(self, kind: Literal["normal", "logistic"]) -> None:
-        super().__init__()
-        self.logistic = kind == "logistic"
-        self.is_round = not self.logistic
+    is_round = True
 
     def log_prob(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        if self.logistic:
-            return -(F.softplus(z) + F.softplus(-z)).sum(1)
         return log_normal(z)
 
     def at(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
         return noise
 
+
+class Logistic(Base):
+    """Independent standard logistic numbers (NICE, arXiv 1410.8516, section 3.4)."""
+
+    def log_prob(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return -(F.softplus(z) + F.softplus(-z)).sum(1)
+
+    def at(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
+        return noise
+
     def draw(self, n: int, dimensions: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        if not self.logistic:
-            return super().draw(n, dimensions, device, generator)
         u = torch.rand(n, dimensions, device=device, generator=generator)
         return torch.logit(u, eps=1e-7)
 
@@ -121,18 +126,20 @@ class TopNormal(Base):
         return mean, logs
 
 
+KINDS: dict[str, Callable[[], Base]] = {"normal": Normal, "logistic": Logistic}
+
+
 @dataclass(frozen=True)
 class StandardBase:
-    """``kind``: normal, or logistic (NICE, arXiv 1410.8516, section 3.4)."""
+    """Independent standard numbers; ``kind``: normal or logistic. UserError for another."""
 
-    kind: Literal["normal", "logistic"] = "normal"
+    kind: str = "normal"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("normal", "logistic"):
-            raise UserError(f"model.base.kind={self.kind}: normal or logistic")
+        choose(KINDS, self.kind, "model.base.kind")
 
     def build(self, spec: Spec, flow: Bijection) -> Base:
-        return Standard(self.kind)
+        return KINDS[self.kind]()
 
 
 @dataclass(frozen=True)

@@ -41,18 +41,29 @@ class Additive(Map):
 
 
 class SigmoidAffine(Map):
-    """(x + shift) * sigmoid(h + 2): the affine coupling as Glow's release has it, its scale below 1."""
+    """(x + shift) * scale, scale = floor + (1 - floor) sigmoid(h + 2): with ``floor`` 0 the affine coupling as Glow's
+    release has it. On the way back each such map divides by its scale, and a chain of them can overflow; above 0 it
+    multiplies by 1 / floor at most (exploding inverses: Behrmann et al. 2021, arXiv 2006.09347)."""
 
     parameters_each = 2
 
+    def __init__(self, floor: float = 0.0) -> None:
+        super().__init__()
+        self.floor = floor
+
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        shift, raw = h.chunk(2, dim=1)
-        logs = F.logsigmoid(raw + 2.0)
+        shift, logs = self._split(h)
         return (x + shift) * logs.exp(), logs
 
     def inverse(self, y: Tensor, h: Tensor) -> Tensor:
+        shift, logs = self._split(h)
+        return y * (-logs).exp() - shift
+
+    def _split(self, h: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = h.chunk(2, dim=1)
-        return y * (-F.logsigmoid(raw + 2.0)).exp() - shift
+        if self.floor == 0:
+            return shift, F.logsigmoid(raw + 2.0)
+        return shift, torch.log(self.floor + (1.0 - self.floor) * torch.sigmoid(raw + 2.0))
 
 
 class TanhAffine(Map):

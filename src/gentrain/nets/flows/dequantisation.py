@@ -57,9 +57,8 @@ class Dequantiser(nn.Module, ABC):
         the line through the levels, everywhere."""
         line = y * (2.0 * self.levels / (self.levels - 1))
         k = (y.detach() * self.levels).floor().clamp(0, self.levels - 1)
-        signed: Tensor = k * (2.0 / (self.levels - 1)) - 1.0
-        bridged: Tensor = signed + (line - line.detach())  # the bracket is 0, and has the gradient
-        return bridged
+        signed: Tensor = k * (2.0 / (self.levels - 1)) - 1.0 + (line - line.detach())  # a 0 that has the gradient
+        return signed
 
 
 class UniformNoise(Dequantiser):
