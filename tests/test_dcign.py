@@ -19,7 +19,7 @@ from gentrain.config import build
 from gentrain.data.sources import shapes
 from gentrain.data.stream import stream
 from gentrain.engine.fit import build_system
-from gentrain.engine.system import total
+from gentrain.engine.player import total
 from gentrain.errors import UserError
 from gentrain.models.dcign import ClampedLatents
 from gentrain.models.vae import DiagonalGaussian

@@ -32,8 +32,10 @@ CAN = {
     "vae": OF_CODES | {"neighbours"},
     "dcgan": {"interpolate", "project", "neighbours", "truncate"},
     "sagan": {"interpolate", "project", "neighbours", "truncate", "classes", "attention"},
-    "pixelcnn": {"anomaly", "complete", "neighbours"},
+    "pixelcnn": {"anomaly", "complete", "neighbours", "temperature"},
 }
+OF_OTHERS = ("attention", "classes", "chain", "complete", "temperature")
+"""Tools that an encoder would not let a GAN have."""
 NEEDED = {"anomaly": ["class=3"], "arithmetic": ["from=3", "to=8"]}
 QUICK = {
     "probe": ["per_class=3,10", "repeats=2", "n=150"],
@@ -44,6 +46,7 @@ QUICK = {
     "project": ["n=2", "starts=1", "steps=4", "encoder_steps=3"],
     "neighbours": ["n=60", "train=200"],
     "complete": ["n=9", "k=2"],
+    "temperature": ["n=8", "at=0.5,1"],
 }
 
 Explore = Callable[..., Outcome]
@@ -122,7 +125,13 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert all(capability in done.err for needed in TOOLS[tool].needs for capability in needed)
         others = ", ".join(name for name in TOOLS if name in CAN[model])
         assert f"tools for this run: {others}" in done.err
-        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes", "chain", "complete")
+        lacks_codes = model in ("dcgan", "sagan") and tool not in (
+            "attention",
+            "classes",
+            "chain",
+            "complete",
+            "temperature",
+        )
         if model != "pixelcnn":
             assert ("nothing leads from an image to its code" in done.err) == lacks_codes
         assert not (tmp_path / "a").exists()

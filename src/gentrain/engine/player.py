@@ -152,6 +152,20 @@ class _Every:
         return iteration % self.number == 0
 
 
+def total(terms: Terms, player: str = "player") -> Tensor:
+    """Sum of the terms in float32: what the player minimises. UserError where there is none."""
+    if not terms:
+        raise UserError(
+            f"model: the {player} has nothing to minimise: the terms of its objective have a weight of 0, or act in "
+            "other iterations; give one of them a weight above 0"
+        )
+    values = iter(terms.values())
+    result = next(values).float()
+    for value in values:
+        result = result + value.float()
+    return result
+
+
 def distinct(nets: Iterable[nn.Module]) -> list[nn.Parameter]:
     """The parameters of some networks in order, each once: two networks may share weights, and one step is one step."""
     return list(dict.fromkeys(parameter for net in nets for parameter in net.parameters()))

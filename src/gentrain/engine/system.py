@@ -20,7 +20,7 @@ from gentrain.engine import precision as numbers
 from gentrain.engine.clock import Clock, Ledger
 from gentrain.engine.ema import Average, Ema
 from gentrain.engine.finite import diverged
-from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer
+from gentrain.engine.player import Moves, Player, Seat, distinct, make_optimizer, total
 from gentrain.engine.ranks import average_buffers, average_gradients, world_size
 from gentrain.engine.starting import take_first_values
 from gentrain.engine.state import moved, packed
@@ -152,12 +152,7 @@ class System(lightning.LightningModule, ABC):
         for i, part in enumerate(parts):
             with self.autocast(), self.further_part() if i else contextlib.nullcontext():
                 terms = seat.player.loss(part)
-            if not terms:
-                raise UserError(
-                    f"model: the {seat.player.name} has nothing to minimise in iteration {iteration}: the terms of its "
-                    "objective have a weight of 0, or act in other iterations; give one of them a weight above 0"
-                )
-            loss = total(terms)
+            loss = total(terms, seat.player.name)
             losses.append(loss.detach())
             if self.device.type == "cpu" and world_size() == 1:  # free here, and the backward pass is saved
                 self._refuse(loss.item(), iteration, seat, terms)
@@ -316,12 +311,3 @@ class System(lightning.LightningModule, ABC):
                 held.load_state_dict(state["kept"][name])
             else:
                 setattr(self, name, moved(state["kept"][name], self.device))
-
-
-def total(terms: Terms) -> Tensor:
-    """Sum of the terms in float32: what the player minimises."""
-    values = iter(terms.values())
-    result = next(values).float()
-    for value in values:
-        result = result + value.float()
-    return result

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gentrain.engine.ema import Ema
-from gentrain.engine.player import Moves, Player
-from gentrain.engine.system import total
+from gentrain.engine.player import Moves, Player, total
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
 from gentrain.families.autoencoder import EncoderDecoder
