@@ -38,6 +38,7 @@ faults: setup ## Inject every fault of the catalogue (up to an hour); writes out
 bench: setup ## Measure throughput and start-up; writes benchmarks/results/*.json
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/autoencoder.py
+	$(BIN)/python benchmarks/sampling_ar.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/safety.py
 
