@@ -104,6 +104,16 @@ def test_a_condition_by_place_reaches_every_slice_whole() -> None:
             assert torch.allclose(walk.at(step), out[:, :, row, column], atol=1e-5)
 
 
+def test_a_slice_with_fewer_columns_walks_as_the_whole_network() -> None:
+    """Attention looks back at places that are no pixels of it."""
+    net = subscale((1, 5, 5), own_first=False)
+    x = torch.rand(2, 1, 5, 5) * 2.0 - 1.0
+    with torch.no_grad():
+        whole, walk = net(x), net.walk(x)
+        for step, (row, column) in enumerate(walk.places):
+            assert torch.allclose(walk.at(step), whole[:, :, row, column], atol=1e-5), (row, column)
+
+
 # ---------------------------------------------------------------- attention
 
 
