@@ -17,8 +17,9 @@ from torch import Tensor
 
 from gentrain.capabilities import RBM
 from gentrain.config import build
-from gentrain.data.dataset import DataSet, in_memory
+from gentrain.data.dataset import DataSet, in_memory, spread
 from gentrain.data.sources import digits, ring
+from gentrain.engine.assemble import build_system
 from gentrain.errors import UserError
 from gentrain.evaluation.annealing import AnnealedLikelihood, LogPartition, log_partition
 from gentrain.evaluation.likelihood import LikelihoodBound
@@ -324,6 +325,21 @@ def test_the_base_has_the_means_of_the_training_images(data: DataSet, monkeypatc
     on = system.units(data.train.all().x).double()
     assert bases[0] is not None
     torch.testing.assert_close(bases[0].sigmoid(), (on.sum(0) + 1) / (len(on) + 2))
+
+
+@pytest.mark.parametrize("words", [["model=dbm"], ["model=rbm", "loss=unit_gaussian"], ["model=rbm"]])
+def test_the_score_of_any_machine_is_its_likelihood_by_the_exact_constant(data: DataSet, words: list[str]) -> None:
+    """Deep ones have hidden units behind the data's in their first group; Gaussian ones a density."""
+    system = build_system(tiny(*words), data, seed=0)
+    with torch.no_grad():
+        for parameter in system.nets.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found = AnnealedLikelihood(chains=200, temperatures=300, limit=40).measure(subject_of(data, system))
+    assert found["log_z"] == pytest.approx(system.log_constant(), abs=4 * found["log_z_sd"])
+    assert 0 < found["log_z_sd"] < 0.2
+    x = data.test.take(spread(len(data.test), 40)).x
+    exact = -float(system.log_likelihood(x).mean())
+    assert found["nll_nats_ais"] - exact == pytest.approx(found["log_z"] - system.log_constant(), abs=1e-6)
 
 
 def test_what_cannot_be_annealed_is_refused(data: DataSet) -> None:
