@@ -31,6 +31,7 @@ CAN = {
     "vae": OF_CODES | {"neighbours"},
     "dcgan": {"interpolate", "project", "neighbours", "truncate"},
     "sagan": {"interpolate", "project", "neighbours", "truncate", "classes", "attention"},
+    "glow": OF_CODES | {"neighbours", "temperature"},
 }
 NEEDED = {"anomaly": ["class=3"], "arithmetic": ["from=3", "to=8"]}
 QUICK = {
@@ -38,6 +39,7 @@ QUICK = {
     "cluster": ["repeats=2", "n=200"],
     "anomaly": ["n=120"],
     "truncate": ["n=60", "at=0.5,1", "passes=2"],
+    "temperature": ["n=20", "at=0.5,1"],
     "project": ["n=2", "starts=1", "steps=4", "encoder_steps=3"],
     "neighbours": ["n=60", "train=200"],
 }
@@ -54,6 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "vae": ["model=vae"],
         "dcgan": ["model=dcgan"],
         "sagan": ["model=sagan"],
+        "glow": ["model=glow"],
         "plane": ["model=vae", "model.latent=2"],
         "without": ["model=ae", "data.leave_out=[3]"],
         "ring": ["model=vae", "data=ring", "loss=density"],
@@ -102,7 +105,7 @@ def study(runs: dict[str, Path]) -> Iterator[Callable[[str], Study]]:
 
 
 @pytest.mark.parametrize("tool", sorted(TOOLS))
-@pytest.mark.parametrize("model", ["ae", "vae", "dcgan", "sagan"])
+@pytest.mark.parametrize("model", ["ae", "vae", "dcgan", "sagan", "glow"])
 def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
     runs: dict[str, Path], explore: Explore, tmp_path: Path, model: str, tool: str
 ) -> None:
@@ -116,7 +119,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert all(capability in done.err for needed in TOOLS[tool].needs for capability in needed)
         others = ", ".join(name for name in TOOLS if name in CAN[model])
         assert f"tools for this run: {others}" in done.err
-        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes")
+        lacks_codes = model in ("dcgan", "sagan") and tool not in ("attention", "classes", "temperature")
         assert ("nothing leads from an image to its code" in done.err) == lacks_codes
         assert not (tmp_path / "a").exists()
         return
@@ -127,7 +130,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert len(np.unique(np.asarray(image.convert("L")))) > 8
     found = numbers(tmp_path / "a")
     assert (found["tool"], found["run"], found["checkpoint"], found["seed"]) == (tool, str(runs[model]), "last", 0)
-    assert found["weights"] == ("ema" if model in ("dcgan", "sagan") else "raw")
+    assert found["weights"] == ("ema" if model in ("dcgan", "sagan", "glow") else "raw")
     assert found["data"]["fingerprint"] == digits().fingerprint
     assert found["asked"].keys() == TOOLS[tool].keys.keys()
     assert explore(*words, f"out={tmp_path / 'b'}").code == 0
