@@ -33,6 +33,7 @@ CAN = {
     "dcgan": {"interpolate", "project", "neighbours", "truncate"},
     "sagan": {"interpolate", "project", "neighbours", "truncate", "classes", "attention"},
     "pixelcnn": {"anomaly", "complete", "neighbours", "temperature"},
+    "glow": OF_CODES | {"neighbours", "temperature"},
 }
 OF_OTHERS = ("attention", "classes", "chain", "complete", "temperature")
 """Tools that an encoder would not let a GAN have."""
@@ -43,10 +44,10 @@ QUICK = {
     "anomaly": ["n=120"],
     "chain": ["n=6", "length=5"],
     "truncate": ["n=60", "at=0.5,1", "passes=2"],
+    "temperature": ["n=8", "at=0.5,1"],
     "project": ["n=2", "starts=1", "steps=4", "encoder_steps=3"],
     "neighbours": ["n=60", "train=200"],
     "complete": ["n=9", "k=2"],
-    "temperature": ["n=8", "at=0.5,1"],
 }
 
 Explore = Callable[..., Outcome]
@@ -63,6 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "dcgan": ["model=dcgan"],
         "sagan": ["model=sagan"],
         "pixelcnn": ["model=pixelcnn"],
+        "glow": ["model=glow"],
         "plane": ["model=vae", "model.latent=2"],
         "without": ["model=ae", "data.leave_out=[3]"],
         "ring": ["model=vae", "data=ring", "loss=density"],

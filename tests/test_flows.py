@@ -100,6 +100,29 @@ def test_thirty_two_steps_lead_back() -> None:
         assert (system.flow.inverse(system.flow(y)[0]) - y).abs().max() < 1e-4
 
 
+def test_codes_and_likelihoods_are_of_float32_whatever_the_training_computes_in() -> None:
+    config = tiny("model=glow")
+    system, data = ready(config)
+    system.prepare(total=20, precision="bf16-mixed")
+    for batch in batches(config, data, 8):
+        system.iterate(batch)
+    x = data.test.all(20).x
+    with at_rest(system):
+        assert torch.is_autocast_enabled("cpu")
+        codes, back = system.encode(x), system.decode(system.encode(x))
+        torch.manual_seed(0)
+        nats = system.log_likelihood(x)
+        mixed = system.flow(system.dequantiser.centre(x))[0]
+    assert (back - Images(x).signed).abs().max() < 1e-4
+    system.precision_name = "32-true"
+    with at_rest(system):
+        torch.manual_seed(0)
+        assert torch.equal(system.encode(x), codes)
+        assert torch.equal(system.log_likelihood(x), nats)
+    assert not torch.equal(mixed, codes)  # as they would be in bf16
+    assert codes.dtype == nats.dtype == mixed.dtype == torch.float32
+
+
 @pytest.mark.parametrize(("bits", "key"), [(8, "bits_per_dim"), (5, "bits_per_dim_5bit")])
 def test_a_uniform_model_scores_as_many_bits_as_a_pixel_has(bits: int, key: str) -> None:
     data = of_shape((1, 4, 4))
