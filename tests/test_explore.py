@@ -127,13 +127,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert all(capability in done.err for needed in TOOLS[tool].needs for capability in needed)
         others = ", ".join(name for name in TOOLS if name in CAN[model])
         assert f"tools for this run: {others}" in done.err
-        lacks_codes = model in ("dcgan", "sagan") and tool not in (
-            "attention",
-            "classes",
-            "chain",
-            "complete",
-            "temperature",
-        )
+        lacks_codes = model in ("dcgan", "sagan") and tool not in OF_OTHERS
         if model != "pixelcnn":
             assert ("nothing leads from an image to its code" in done.err) == lacks_codes
         assert not (tmp_path / "a").exists()
@@ -145,7 +139,7 @@ def test_every_tool_works_on_every_run_that_can_and_refuses_the_others(
         assert len(np.unique(np.asarray(image.convert("L")))) > 8
     found = numbers(tmp_path / "a")
     assert (found["tool"], found["run"], found["checkpoint"], found["seed"]) == (tool, str(runs[model]), "last", 0)
-    assert found["weights"] == ("ema" if model in ("dcgan", "sagan", "pixelcnn") else "raw")
+    assert found["weights"] == ("ema" if model in ("dcgan", "sagan", "pixelcnn", "glow") else "raw")
     assert found["data"]["fingerprint"] == digits().fingerprint
     assert found["asked"].keys() == TOOLS[tool].keys.keys()
     assert explore(*words, f"out={tmp_path / 'b'}").code == 0

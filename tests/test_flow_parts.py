@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gentrain.errors import UserError
 from gentrain.models.glow import MIXINGS, Step
+from gentrain.nets.first_batch import first_values, uninitialised
 from gentrain.nets.flows.base import Logistic, Normal, TopNormal
-from gentrain.nets.flows.bijection import Bijection, Chain, first_values, uninitialised
+from gentrain.nets.flows.bijection import Bijection, Chain
 from gentrain.nets.flows.conditioners import GlowNet, ResidualNet, dense
 from gentrain.nets.flows.couplings import Additive, CheckerboardCoupling, HalfCoupling, SigmoidAffine, TanhAffine
 from gentrain.nets.flows.dequantisation import FlowNoise, Uniform, UniformNoise, Variational

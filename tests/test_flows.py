@@ -31,8 +31,9 @@ from gentrain.families.flow import Flow
 from gentrain.models.glow import Glow
 from gentrain.models.nice import NICE
 from gentrain.models.realnvp import RealNVP
+from gentrain.nets.first_batch import uninitialised
 from gentrain.nets.flows.base import LearnedTop, StandardBase
-from gentrain.nets.flows.bijection import Bijection, Chain, uninitialised
+from gentrain.nets.flows.bijection import Bijection, Chain
 from gentrain.nets.flows.dequantisation import Uniform
 from gentrain.nets.flows.parts import ActNorm, Flatten, InvertibleConvolution, Logit
 from gentrain.types import Images, Spec
@@ -187,7 +188,9 @@ def test_a_resumed_run_does_not_take_its_first_values_again() -> None:
         held = {name: torch.tensor(flag) if name.endswith("initialised") else value for name, value in kept.items()}
         other.restore({**state, "nets": held})
         torch.random.set_rng_state(noise)
-        other._take_first_values(Images(some[2].x // 3))  # another batch than any: it would show
+        other.take_first_values(
+            lambda: other._first_pass(Images(some[2].x // 3))
+        )  # another batch than any: it would show
         ends.append(dict(other.nets.state_dict()))
     assert differences(kept, ends[0]) == []
     assert any(path.endswith("norm.bias") for path in differences(kept, ends[1]))  # with the flag lost it is taken

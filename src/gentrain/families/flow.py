@@ -12,18 +12,17 @@ from torch import Tensor
 
 from gentrain.engine.ema import Ema
 from gentrain.engine.player import Moves, Player
-from gentrain.engine.ranks import share_first, world_size
-from gentrain.engine.system import System
 from gentrain.engine.turns import Turns
 from gentrain.errors import UserError
+from gentrain.families.of_classes import OfClasses
 from gentrain.nets.flows.base import Base, MakesBase
-from gentrain.nets.flows.bijection import Bijection, MakesBijection, first_values, uninitialised
+from gentrain.nets.flows.bijection import Bijection, MakesBijection
 from gentrain.nets.flows.dequantisation import Dequantiser, MakesDequantiser
 from gentrain.types import Images, LikelihoodOn, Spec, Terms
 
 
 @final
-class Flow(System):
+class Flow(OfClasses):
     """z = f(x) with z ~ ``base``: log p(x) = log p(z) + log |det df/dx|.
 
     ``net``: of f, for images in [0, 1) or for vectors. ``base``: of the codes; one that is conditional makes samples of
@@ -34,7 +33,6 @@ class Flow(System):
     """
 
     sampled: tuple[str, ...] = ("flow", "base", "dequantiser")
-    keeps = ("class_counts",)
 
     def __init__(
         self,
@@ -58,9 +56,7 @@ class Flow(System):
         self.sampled = tuple(name for name in type(self).sampled if name in self.nets)
         self.latent = spec.numel
         self.conditional = self.base.conditional
-        self.class_counts: Tensor | None = None
         self.temperature: float | None = None
-        self._ready = False
 
     @property
     def flow(self) -> Bijection:
@@ -80,7 +76,7 @@ class Flow(System):
 
     def objective(self, batch: Images) -> Terms:
         """``nll``: nats per dimension of the data."""
-        self._take_first_values(batch)
+        self.take_first_values(lambda: self._first_pass(batch))
         y = batch.y if self.conditional else None
         z, nats = self._encoded(batch.x)
         per_dimension = -(self.base.log_prob(z, y) + nats).mean() / self.latent
@@ -97,22 +93,9 @@ class Flow(System):
         z, logdet = self.flow(y)
         return z, logdet - cost
 
-    def _take_first_values(self, batch: Images) -> None:
-        """Once, before the first iteration: the layers that start from data see one batch. The ranks take those of the
-        first one, whose batch is another than theirs."""
-        if self._ready:
-            return
-        layers = uninitialised(self.nets.values())
-        if layers:
-            with torch.no_grad(), first_values(layers), self._float32():
-                self._encoded(batch.x)
-            if world_size() > 1:
-                share_first(self.nets)
-        self._ready = True
-
-    def _restore(self, state: Mapping[str, object]) -> None:
-        super()._restore(state)
-        self._ready = False  # the state may be of before the first iteration
+    def _first_pass(self, batch: Images) -> None:
+        with self._float32():
+            self._encoded(batch.x)
 
     # ---------------------------------------------------------------- capabilities
 
@@ -128,7 +111,7 @@ class Flow(System):
             z, nats = self._encoded(x)
             if not self.conditional:
                 return self.base.log_prob(z) + nats
-            frequency = self._class_frequencies()
+            frequency = self.class_shares()
             each = [
                 self.base.log_prob(z, torch.full((len(z),), k, device=z.device)) + share.log()
                 for k, share in enumerate(frequency)
@@ -173,9 +156,6 @@ class Flow(System):
             raise UserError(f"temperature={at:g}: above 0")
         self.temperature = at
 
-    def give_class_counts(self, counts: Tensor) -> None:
-        self.class_counts = counts
-
     def _drawn(self, n: int, y: Tensor | None, generator: torch.Generator | None) -> Tensor:
         noise = self.base.draw(n, self.latent, self.device, generator)
         return self.base.at(noise if self.temperature is None else self.temperature * noise, y)
@@ -184,13 +164,7 @@ class Flow(System):
         """Those asked for; else int64 [n], each class as often as in the training split. None where it has none."""
         if not self.conditional or labels is not None:
             return labels if self.conditional else None
-        return torch.multinomial(self._class_frequencies(), n, replacement=True, generator=generator)
-
-    def _class_frequencies(self) -> Tensor:
-        if self.class_counts is None:
-            raise ValueError("give_class_counts was not called")
-        counts = self.class_counts.to(self.device).float()
-        return counts / counts.sum()
+        return self.draw_labels(n, generator)
 
     def _float32(self) -> AbstractContextManager[object]:
         """Neither autocast nor the short mantissas that convolutions on a GPU have by default."""

@@ -8,8 +8,7 @@ leaves autocast (``float32``).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -74,41 +73,6 @@ def places(x: Tensor) -> int:
 def each_channel(values: Tensor, x: Tensor) -> Tensor:
     """[C] so that it broadcasts along the channels of x [B C *]."""
     return values.view(1, -1, *[1] * (x.ndim - 2))
-
-
-class FirstBatch(nn.Module):
-    """A layer whose parameters take their first values from the first batch (data-dependent initialisation).
-
-    ``initialised`` travels in the checkpoint: a resumed run does not take them again. The layer does it in its own
-    forward pass while ``initialising``; who trains it says when (``first_values``).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("initialised", torch.tensor(False))
-        self.initialised: Tensor
-        self.initialising = False
-
-
-def uninitialised(nets: Iterable[nn.Module]) -> list[FirstBatch]:
-    """Layers that still wait for their first batch."""
-    layers = (layer for net in nets for layer in net.modules())
-    return [layer for layer in layers if isinstance(layer, FirstBatch) and not bool(layer.initialised)]
-
-
-@contextmanager
-def first_values(layers: Iterable[FirstBatch]) -> Iterator[None]:
-    """A forward pass inside gives these layers their first values, in the order in which it goes through them."""
-    waiting = list(layers)
-    for layer in waiting:
-        layer.initialising = True
-    try:
-        yield
-    finally:
-        for layer in waiting:
-            layer.initialising = False
-    for layer in waiting:
-        layer.initialised.fill_(True)
 
 
 def standardising(x: Tensor) -> tuple[Tensor, Tensor]:

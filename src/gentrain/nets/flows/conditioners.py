@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from gentrain.nets.flows.bijection import FirstBatch, standardising
+from gentrain.nets.first_batch import FirstBatch
+from gentrain.nets.flows.bijection import standardising
 
 
 class NormalisedConvolution(FirstBatch):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentrain.errors import UserError
-from gentrain.nets.flows.bijection import Bijection, FirstBatch, each_channel, float32, places, standardising
+from gentrain.nets.first_batch import FirstBatch
+from gentrain.nets.flows.bijection import Bijection, each_channel, float32, places, standardising
 
 
 class Squeeze(Bijection):
