@@ -3,8 +3,7 @@
 Paper: van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, arXiv 1606.05328, eq. 4 (the same
 at every pixel) and eq. 5 (a map s = m(h)).
 Adds: two values for ``model.condition``. How they enter the gates is in ``models.gated_pixelcnn``.
-Departs: the paper's m is not described beyond "a deconvolutional network"; ours has no biases, so that no class is no
-map.
+Departs: the layers of m are ours; they have no biases, so that no class is no map.
 Checked by: tests/test_gated_pixelcnn.py.
 """
 

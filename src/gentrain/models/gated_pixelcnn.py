@@ -6,7 +6,7 @@ eq. 2 (a layer), eq. 4 and 5 (what it is told).
 Adds: the network of the family Autoregressive, and a walk that computes a row of the vertical stack at once and one
 pixel of the horizontal one.
 Departs: each horizontal layer also goes straight to the two 1x1 layers at the end, which is PixelRNN's way (arXiv
-1601.06759); the first kernel is larger than the others, as there; links, residuals and skips have no bias.
+1601.06759); the first kernel is larger than the others, as there; links and residuals have no bias.
 Checked by: tests/test_gated_pixelcnn.py, tests/test_autoregressive.py.
 """
 
