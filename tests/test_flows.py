@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,8 @@ def test_a_resumed_run_does_not_take_its_first_values_again() -> None:
         held = {name: torch.tensor(flag) if name.endswith("initialised") else value for name, value in kept.items()}
         other.restore({**state, "nets": held})
         torch.random.set_rng_state(noise)
-        other.take_first_values(
-            lambda: other._first_pass(Images(some[2].x // 3))
-        )  # another batch than any: it would show
+        # Another batch than any: it would show.
+        other.take_first_values(partial(other._first_pass, Images(some[2].x // 3)))
         ends.append(dict(other.nets.state_dict()))
     assert differences(kept, ends[0]) == []
     assert any(path.endswith("norm.bias") for path in differences(kept, ends[1]))  # with the flag lost it is taken
