@@ -61,6 +61,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(900)  # a page holds dozens of runs, one behind the other
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_the_page_run(page: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for language in ("python", "yaml", "pgm"):
