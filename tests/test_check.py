@@ -71,6 +71,8 @@ def test_a_wrong_pair_names_exactly_the_losses_that_fit(model: str) -> None:
     answers = {loss: complaint(lambda config=config: check_config(config)) for loss, config in configs.items()}
     fitting = {loss for loss, answer in answers.items() if answer is None}
     assert fitting
+    if "loss" not in tiny(f"model={model}")["model"]:  # it has none to choose
+        return
     assert fitting != set(answers), "some loss is not for this model"
     for answer in filter(None, answers.values()):
         named = re.search(r"loss= one of (.*) fits", answer)
