@@ -129,3 +129,20 @@ def test_the_table_of_autoencoders_is_what_was_measured() -> None:
                 assert f" {with_spread(statistics.mean(values), statistics.stdev(values))} |" in line, key
             elif values:
                 assert f" {values[0]:.4g} |" in line, key
+
+
+def test_the_table_of_gans_is_what_was_measured() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("### GANs")[2].partition("\n### ")[0]
+    found = json.loads((ROOT / "docs" / "gans.json").read_text(encoding="utf-8"))
+    rows, accuracy = found["tables"][0]["rows"], found["label_accuracy"]
+    shown = {
+        line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `") and line.endswith(" 1 |")
+    }
+    assert list(shown) == [row["model"] for row in rows]
+    for row in rows:
+        assert len(row["seeds"]) == 1
+        for key in ("fd_domain", "best.fd_domain", "is_domain", "precision_domain", "recall_domain", "coverage_domain"):
+            assert f" {row['columns'][key]['values'][0]:.4g} |" in shown[row["model"]], f"{row['model']}: {key}"
+        if row["model"] in accuracy:
+            assert f" {accuracy[row['model']]:.3f} |" in shown[row["model"]]
