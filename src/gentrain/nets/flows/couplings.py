@@ -91,7 +91,7 @@ class TanhAffine(Map):
 
 def summed(logs: Tensor | None, x: Tensor) -> Tensor:
     """[B] of log-derivatives [B C *]."""
-    return x.new_zeros(len(x)) if logs is None else logs.flatten(1).sum(1)
+    return x.new_zeros(len(x)) if logs is None else logs.sum(tuple(range(1, logs.ndim)))
 
 
 def joined(x: Tensor, c: Tensor | None) -> Tensor:

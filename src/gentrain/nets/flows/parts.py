@@ -106,7 +106,7 @@ class InvertibleConvolution(Bijection):
         packed = lower.tril(-1) + upper.triu(1) + torch.diag(diagonal.abs().log())
         self.packed = nn.Parameter(packed.float())
         self.register_buffer("rows", p.argmax(1))
-        self.register_buffer("signs", diagonal.sign().to(torch.int8))
+        self.register_buffer("signs", diagonal.sign().float())
         self.rows: Tensor
         self.signs: Tensor
 
@@ -115,9 +115,9 @@ class InvertibleConvolution(Bijection):
         if not self.lu:
             return self.weight, torch.linalg.slogdet(self.weight.double())[1].float()
         logs = self.packed.diagonal()
-        lower = self.packed.tril(-1) + torch.eye(len(logs), device=logs.device)
         upper = self.packed.triu(1) + torch.diag(self.signs * logs.exp())
-        return (lower @ upper).index_select(0, self.rows), logs.sum()
+        product = torch.addmm(upper, self.packed.tril(-1), upper)  # (L + 1) U with the ones of L's diagonal apart
+        return product.index_select(0, self.rows), logs.sum()
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with float32(x):
