@@ -73,7 +73,7 @@ def differing(system: Any, made: Tensor, seed: int) -> int:
         drawn = torch.zeros_like(pixel)
         for colour in range(head.colours(c)):
             uniform = torch.rand(len(made), head.uniforms(c), generator=generator)
-            drawn = head.draw(output[:, :, row, column], drawn, colour, uniform, 1.0)
+            drawn = head.draw_pixel(output[:, :, row, column], drawn, colour, uniform, 1.0)
         found += int(((drawn - pixel).abs() > 1e-4).sum())
     return found
 

@@ -138,7 +138,13 @@ def test_list_shows_own_files_before_shipped_ones(own: Path, run: Run) -> None:
     write(own, "turns/odd", "# Odd ones.\n{}\n")
     listed = json.loads(run("list", "-cd", "my_conf", "models", "turns", "--json").out)
     assert {record["name"]: record["what"] for record in listed["models"]}["gan"] == "Mine"
-    assert [record["name"] for record in listed["turns"]] == ["alternating", "odd", "prediction", "simultaneous"]
+    assert [record["name"] for record in listed["turns"]] == [
+        "alternating",
+        "extragradient",
+        "odd",
+        "prediction",
+        "simultaneous",
+    ]
     assert "Mine" not in run("list", "models", "--json").out
 
 

@@ -71,7 +71,7 @@ def nearest(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
     if close:
         return f" (did you mean {', '.join(close)}?)"
-    return f" (there are: {', '.join(known)})" if 0 < len(known) <= 40 else ""
+    return f" (there are: {', '.join(known)})" if 0 < len(known) <= 80 else ""
 
 
 def load_yaml(path: Path) -> Node:
