@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gentrain.commands.words import above_zero, options, whole_number, yes
 from gentrain.config import nearest
@@ -57,14 +57,17 @@ def run(arguments: Sequence[str]) -> int:
     if not can(system, "sample"):
         raise UserError(f"run={folder.path}: {type(system).__name__} has no sampler")
     labels = _labels(given["class"], system, n)
-    how: dict[str, Any] = {
-        "seed": seed,
-        "weights": given["weights"],
-        "truncation": truncation,
-        "temperature": temperature,
-    }
     with Steps("sample") as steps:
-        drawn = draw(system, n, labels=labels, watch=steps, **how)
+        drawn = draw(
+            system,
+            n,
+            seed=seed,
+            weights=given["weights"],
+            labels=labels,
+            truncation=truncation,
+            temperature=temperature,
+            watch=steps,
+        )
     cut = "" if truncation is None else f"-truncated-{truncation:g}"
     cut += "" if temperature is None else f"-temperature-{temperature:g}"
     cut += "" if labels is None else "-class-" + "-".join(dict.fromkeys(map(str, labels.tolist())))

@@ -156,7 +156,7 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     stream(data.train, batch_size=budget.batch_size, seed=config["seed"], flip=budget.flip)
     scoring = Scoring(**build(config["metrics"], trusted=trusted, where="metrics"))
     system = build_system(config, data, seed=config["seed"], trusted=trusted)
-    _refuse_single(system, config)
+    _refuse_single(system, budget, config)
     scoring, left_out = scoring.possible(system, data)
     if scoring.smaller:
         require(scoring.scores, system, data, n=scoring.during_samples, key="metrics.during_samples")
@@ -170,12 +170,9 @@ def assemble(config: Node, *, trusted: bool = True) -> Parts:
     return Parts(data, budget, scoring, system, health, left_out)
 
 
-def _refuse_single(system: System, config: Node) -> None:
+def _refuse_single(system: System, budget: Budget, config: Node) -> None:
     """UserError where batch norm of vectors would be shown one sample at a time: it has nothing to normalise by."""
-    budget, (_, world) = (
-        build_budget(config),
-        count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"]),
-    )
+    _, world = count_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
     if budget.batch_size > world * budget.accumulate:
         return
     for name, layer in system.nets.named_modules():

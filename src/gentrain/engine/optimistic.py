@@ -9,6 +9,7 @@ Departs: nothing went before the first step, which is a plain one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-class _Optimistic(Optimizer):
+class _Optimistic(Optimizer, ABC):
     """``theta <- theta - lr (2 d_t - d_(t-1))`` for the direction d_t that a subclass finds."""
 
+    @abstractmethod
     def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Of one parameter, from its gradient; a tensor of its own."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

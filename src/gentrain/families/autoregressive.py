@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast, final
 
@@ -174,8 +173,3 @@ class Autoregressive(OfClasses):
             raise ValueError("this system is told the class: labels are due")
         told: Tensor = self.nets["condition"](labels)
         return told
-
-
-def bits_per_dim(nats: float, spec: Spec) -> float:
-    """Nats per image in bits per number of it."""
-    return nats / (math.log(2.0) * spec.numel)

@@ -4,6 +4,7 @@ normalised weights (Salimans et al. 2017, arXiv 1701.05517, section 2; Salimans 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ DOWN_RIGHT: Pad = (1, 0, 1, 0)
 """Of a 2x2 kernel: the pixel, its left and upper neighbours, and the one between them."""
 
 
-class Normed(FirstBatch):
+class Normed(FirstBatch, ABC):
     """Weights g v / |v| (arXiv 1602.07868, eq. 2), a length g for each output, and biases; the first batch makes the
     outputs' mean 0 and their standard deviation ``scale`` (section 3). An output that the batch does not vary (a row
     that sees padding alone) keeps its length."""
@@ -52,8 +53,9 @@ class Normed(FirstBatch):
             self.g.mul_(factor)
         return self.applied(x, self.weight(), self.bias, sides)
 
+    @abstractmethod
     def applied(self, x: Tensor, weight: Tensor, bias: Tensor, sides: tuple[int, int] | None) -> Tensor:
-        raise NotImplementedError
+        """The layer with these weights; ``sides``: of the output, for one that doubles them."""
 
 
 class ShiftedConv2d(Normed):
