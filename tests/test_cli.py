@@ -38,6 +38,8 @@ MISTAKES = [
     ("seed=x", "seed"),
     ("model=vae loss=hinge", "bernoulli, cross_entropy, density, gaussian, logistic"),
     ("model=dcgan loss=bernoulli", "nonsaturating"),
+    ("model=glow loss=hinge", "leave it out"),
+    ("model=glow loss=nonsaturating", "leave it out"),
     ("model=vae data=ring", "images"),
     ("model=dcgan data=ring model/net=dcgan", "model/net=mlp"),
     ("data.size=16 model=wgan_gp model.net.critic_norm=batch model.net.depth=2", "critic_norm"),

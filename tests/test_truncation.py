@@ -12,6 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gentrain.commands.explore import _more
 from gentrain.config import build
 from gentrain.engine.fit import build_system
 from gentrain.engine.sampling import at_rest, draw
@@ -138,6 +139,11 @@ def test_what_cannot_be_truncated_is_refused_in_a_line(overrides: tuple[str, ...
     with pytest.raises(UserError, match=said) as refusal:
         draw(made(*overrides), 2, seed=0, truncation=at)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("prior", ["normal", "uniform", "sphere"])
+def test_the_tool_is_offered_where_the_prior_has_tails(prior: str) -> None:
+    assert ("truncation" in _more(made("model=dcgan", f"model.prior={prior}"))) == (prior == "normal")
 
 
 def test_the_commands_truncate_and_the_protocol_says_so(run: Run, workplace: Path) -> None:

@@ -95,6 +95,7 @@ def compose(overrides: Sequence[str], *, config_name: str = "train", config_dirs
             listed = _listed(config_name, [*overrides, *more], raw)
         with_choices = OmegaConf.to_container(raw.hydra.runtime.choices)
         OmegaConf.set_struct(raw, False)
+        _refuse_idle(raw, overrides)
         del raw["hydra"]
         config = OmegaConf.to_container(raw, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
@@ -145,6 +146,16 @@ def _wanted(raw: DictConfig, overrides: Sequence[str]) -> list[str]:
     choice comes behind the model's."""
     wanted = {group: OmegaConf.select(raw, f"wants.{key}") for key, group in WANTED.items()}
     return [f"{group}={name}" for group, name in wanted.items() if name is not None and not _chosen(group, overrides)]
+
+
+def _refuse_idle(raw: DictConfig, overrides: Sequence[str]) -> None:
+    """UserError for a choice on the command line that no other key of the config asks for."""
+    for group in ("loss", "turns"):
+        if _chosen(group, overrides) and f"${{{group}" not in OmegaConf.to_yaml(raw, resolve=False):
+            word = next(word for word in overrides if word.startswith(f"{group}="))
+            raise UserError(
+                f"{word}: nothing in model={model} depends on {group}=, it has one of its own: leave it out"
+            )
 
 
 def _chosen(group: str, overrides: Sequence[str]) -> bool:

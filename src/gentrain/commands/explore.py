@@ -121,7 +121,7 @@ def _more(system: System) -> set[str]:
     from gentrain.explore.complete import Completes
 
     has = {
-        "truncation": isinstance(system, Truncates),
+        "truncation": isinstance(system, Truncates) and system.has_tails,
         "attention": bool(attending(system)),
         "complete": isinstance(system, Completes),
         "temperature": isinstance(system, Tempers),

@@ -28,6 +28,11 @@ class Truncates(Protocol):
     truncation: float | None
     """The bound in use; None: the whole prior."""
 
+    @property
+    def has_tails(self) -> bool:
+        """Whether the prior has any to cut off."""
+        ...
+
     def truncate(self, at: float | None) -> None:
         """From now on each number of the latent lies in [-at, at]. UserError where that cannot be."""
         ...

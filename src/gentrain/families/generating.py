@@ -115,10 +115,14 @@ class Generating(OfClasses, ABC):
             labels = self.draw_labels(n, generator)
         return self.generate(n, labels if self.conditional else None, generator).x
 
+    @property
+    def has_tails(self) -> bool:
+        return self.prior == "normal"
+
     def truncate(self, at: float | None) -> None:
         """From now on each number of the noise lies in [-at, at]; None: the whole prior. For samples, not for training.
         UserError for noise without tails, and for a bound of 0 or less."""
-        if at is not None and self.prior != "normal":
+        if at is not None and not self.has_tails:
             raise UserError(
                 f"truncation={at:g}: model.prior={self.prior} has no tails to cut off; it is for normal noise"
             )
