@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -221,18 +222,23 @@ def draws_noise(model: str) -> bool:
     return bool(differences(before, rng_state()))
 
 
+SPOILT = ("ae", "vae", "wgan_gp", "biggan", "gated_pixelcnn", "glow", "rbm")
+"""Those of which the test is shown to see what it is for: one or two of each family."""
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_an_interrupted_run_ends_as_the_straight_one_bit_for_bit(model: str, run: Run, workplace: Path) -> None:
-    """Interrupted in the middle of an epoch (90 batches of 16 make one) and between two critic steps."""
+    """Interrupted in the middle of an epoch (90 batches of 16 make one) and between two critic steps; with a random
+    state or a place in the data that is not the stored one it would end otherwise."""
     budget = ["train.iterations=13", "train.validate_every=6", "train.checkpoint_every=7", "train.log_every=3"]
     shared = [*words(f"model={model}"), *budget, "train.keep=9"]
     assert run(*shared, "name=straight").code == 0
-    assert run(*shared, "name=cut").code == 0
     outputs = workplace / "outputs"
+    shutil.copytree(outputs / "straight", outputs / "cut")
     end = outputs / "cut" / "checkpoints" / checkpoint.file_name(13)
     straight = checkpoint.load(outputs / "straight" / "checkpoints" / end.name)
     alike = {"whole"} if draws_noise(model) else {"whole", "without random states"}
-    for kind in ("whole", "without random states", "at another position"):
+    for kind in ("whole", *(("without random states", "at another position") if model in SPOILT else ())):
         middle = end.with_name(checkpoint.file_name(7))
         for later in [path for path in checkpoint.steps(end.parent) if path > middle]:
             later.unlink()

@@ -42,12 +42,18 @@ def test_the_celeba_recipe_takes_twenty_steps_at_the_papers_size(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENTRAIN_CACHE", str(tmp_path / "cache"))
     celeba_set(tmp_path / "data" / "celeba", parts=(0,) * 64 + (2, 2))
-    words = ["experiment=wgan_gp_celeba", "metrics=none", "train.iterations=20", "train.log_every=5", "name=run"]
-    assert main([*words, "train.validate_every=20"]) == 0
+    words = [
+        "experiment=wgan_gp_celeba",
+        "metrics=none",
+        "train.batch_size=16",
+        "train.iterations=20",
+        "train.log_every=5",
+    ]
+    assert main([*words, "name=run", "train.validate_every=20"]) == 0
     run = tmp_path / "outputs" / "run"
     rows = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
     seen = list(dict.fromkeys(tuple(row.split(",")[:2]) for row in rows[1:]))
-    assert seen == [(str(i), str(64 * i)) for i in (5, 10, 15, 20)]
+    assert seen == [(str(i), str(16 * i)) for i in (5, 10, 15, 20)]
     assert "loss/critic/gradient_penalty" in rows[0]
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "samples" / "samples-latest.png").is_file()

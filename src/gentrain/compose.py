@@ -153,9 +153,8 @@ def _refuse_idle(raw: DictConfig, overrides: Sequence[str]) -> None:
     for group in ("loss", "turns"):
         if _chosen(group, overrides) and f"${{{group}" not in OmegaConf.to_yaml(raw, resolve=False):
             word = next(word for word in overrides if word.startswith(f"{group}="))
-            raise UserError(
-                f"{word}: nothing in model={model} depends on {group}=, it has one of its own: leave it out"
-            )
+            model = raw.hydra.runtime.choices.get("model")
+            raise UserError(f"{word}: model={model} depends on no {group}=, it has one of its own: leave it out")
 
 
 def _chosen(group: str, overrides: Sequence[str]) -> bool:

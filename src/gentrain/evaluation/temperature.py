@@ -18,7 +18,7 @@ class Tempers(Protocol):
     """The one in use; None: 1."""
 
     def temper(self, at: float | None) -> None:
-        """From now on samples are drawn at this temperature. UserError where that cannot be."""
+        """From now on samples are drawn at this temperature, above 0."""
         ...
 
 
@@ -31,6 +31,8 @@ def tempered(system: Any, at: float | None) -> Iterator[None]:
         return
     if not isinstance(system, Tempers):
         raise UserError(f"temperature={at:g}: {type(system).__name__} has no temperature to draw its samples at")
+    if not at > 0:
+        raise UserError(f"temperature={at:g}: above 0")
     before = system.temperature
     system.temper(at)
     try:

@@ -86,8 +86,6 @@ class Autoregressive(OfClasses):
 
     def temper(self, at: float | None) -> None:
         """From now on samples are drawn at this temperature (``evaluation.temperature``); None: 1."""
-        if at is not None and not at > 0:
-            raise UserError(f"temperature={at:g}: above 0")
         self.temperature = 1.0 if at is None else at
 
     def objective(self, batch: Images) -> Terms:
@@ -104,12 +102,7 @@ class Autoregressive(OfClasses):
     def log_likelihood(self, x: Tensor) -> Tensor:
         if not self.conditional:
             return -self._errors(x, None, fixed=True)
-        shares = self.class_shares()
-        of_each = [
-            shares[k].log() - self._errors(x, torch.full((len(x),), k, device=x.device), fixed=True)
-            for k in range(len(shares))
-        ]
-        return torch.logsumexp(torch.stack(of_each), dim=0)
+        return self.over_classes(lambda k: -self._errors(x, torch.full((len(x),), k, device=x.device), fixed=True))
 
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         if self.conditional and labels is None:

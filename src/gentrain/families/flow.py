@@ -111,13 +111,7 @@ class Flow(OfClasses):
             z, nats = self._encoded(x)
             if not self.conditional:
                 return self.base.log_prob(z) + nats
-            frequency = self.class_shares()
-            each = [
-                self.base.log_prob(z, torch.full((len(z),), k, device=z.device)) + share.log()
-                for k, share in enumerate(frequency)
-                if share > 0
-            ]
-            return torch.logsumexp(torch.stack(each), 0) + nats
+            return nats + self.over_classes(lambda k: self.base.log_prob(z, torch.full((len(z),), k, device=z.device)))
 
     def class_log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """log p(x | y) [B] nats for classes y int64 [B], of a conditional system; a bound as ``log_likelihood``."""
@@ -151,9 +145,7 @@ class Flow(OfClasses):
 
     def temper(self, at: float | None) -> None:
         """From now on the noise that samples are made of is multiplied by ``at`` (Kingma and Dhariwal 2018, arXiv
-        1807.03039, section 6); None: 1. UserError for 0 or less."""
-        if at is not None and not at > 0:
-            raise UserError(f"temperature={at:g}: above 0")
+        1807.03039, section 6); None: 1."""
         self.temperature = at
 
     def _drawn(self, n: int, y: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,3 +33,10 @@ class OfClasses(System, ABC):
             raise ValueError("give_class_counts was not called")
         counts = self.class_counts.float().to(self.device)
         return counts / counts.sum()
+
+    def over_classes(self, log_likelihood: Callable[[int], Tensor]) -> Tensor:
+        """log p(x) [B] of log p(x | class): the mixture over the classes that training has, by their shares."""
+        shares = self.class_shares()
+        return torch.logsumexp(
+            torch.stack([log_likelihood(k) + share.log() for k, share in enumerate(shares) if share > 0]), dim=0
+        )
