@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,9 +61,15 @@ def run(workplace: Path, capfd: pytest.CaptureFixture[str]) -> Run:
 
 def tiny(*overrides: str) -> Node:
     """A resolved config at the smallest size."""
+    return copy.deepcopy(_composed(tuple(words(*overrides))))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> Node:
+    """Hydra takes longer for a config than many a test for the rest."""
     from gentrain.compose import compose
 
-    return compose(list(words(*overrides))).config
+    return compose(overrides).config
 
 
 def words(*more: str) -> Sequence[str]:

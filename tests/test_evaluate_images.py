@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gentrain.commands.evaluate import show
+from gentrain.data import given_arrays
 from gentrain.data.dataset import DataSet
 from gentrain.data.fit import Said
 from gentrain.data.given import one_set, read
@@ -475,6 +476,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name: str, run: Run, workplace
     before = sorted(workplace.rglob("*"))
     one_line(run("evaluate", f"samples={place}", *QUICK), *hints)
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_too_many_pictures_are_refused_before_they_are_counted_out(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A billion places take eight gigabytes."""
+    monkeypatch.setattr(given_arrays, "spread", lambda *_: pytest.fail("places were made"))
+    one_line(run("evaluate", f"samples={bomb(workplace / 'a.npz')}", *QUICK), "n=")
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,10 @@ def read_arrays(
     found = sum(stack.array.shape[0] for stack in stacks)
     if said.n is not None and said.n > found:
         raise UserError(f"n={said.n}: there are {found} pictures")
-    wanted = np.zeros(found, dtype=bool)
-    wanted[spread(found, said.n).numpy()] = True
-    used = int(wanted.sum())
+    used = found if said.n is None else said.n
     check_bytes(used, done.recipe, key)
+    wanted = np.zeros(found, dtype=bool)
+    wanted[spread(found, used).numpy()] = True
     out = torch.empty(
         used, 1 if done.equal else done.recipe.channels, done.recipe.size, done.recipe.size, dtype=torch.uint8
     )
