@@ -115,14 +115,20 @@ def same_end(outputs: Path, one: str, other: str) -> bool:
     return parts and scores and logged(outputs / one) == logged(outputs / other)
 
 
+FEW = ("ae", "vae", "wgan_gp", "infogan", "biggan", "gated_pixelcnn", "glow", "rbm")
+"""One or two of each family, killed by ``make test`` too. That each model resumes bit for bit is in its contract."""
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_run_killed_at_random_steps_ends_as_one_that_was_not(model: str, workplace: Path, count: Count) -> None:
     """Each run dies once or twice, at a random step of a random player, before it or behind it."""
+    number = count.of(2 if model in FEW else 0, 24)
+    if not number:
+        pytest.skip("killed by make faults")
     outputs, log = workplace / "outputs", workplace / "log"
     shared = words(f"model={model}", *BUDGET)
     assert start(log, *shared, "name=straight").wait() == 0, log.read_text()
     generator = random.Random(model)
-    number = count.of(2, 24)
     injected = fired = survived = 0
     for trial in range(number):
         name = f"killed{trial}"
