@@ -15,6 +15,7 @@ from fixtures_data import celeba_set, idx_set
 
 from gentrain.cli import main
 from gentrain.compose import compose, expand
+from gentrain.config import options
 from gentrain.report.table import with_spread
 
 ROOT = Path(__file__).parents[1]
@@ -158,3 +159,16 @@ def test_the_table_of_gans_is_what_was_measured() -> None:
         assert f" {speed[row['model']]:,.0f} |" in line
         if row["model"] in accuracy:
             assert f" {accuracy[row['model']]:.3f} |" in line
+
+
+def test_the_table_of_tricks_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "tricks.md").read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "docs" / "measured" / "tricks.json").read_text(encoding="utf-8"))["tables"][0]["rows"]
+    shown = re.findall(r"^\| `(\w+)` \|.*\|$", text, flags=re.M)
+    assert sorted(shown) == options("trick")
+    assert len(rows) == len(shown)
+    for trick, row in zip(shown, rows, strict=True):
+        assert row["runs"][0].endswith(f"trick={trick}")
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{trick}` |"))
+        for key in ("fd_domain", "is_domain", "precision_domain", "recall_domain", "coverage_domain"):
+            assert f" {row['columns'][key]['values'][0]:.4g} |" in line, f"{trick}: {key}"
