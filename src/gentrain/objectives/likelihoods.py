@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,7 +33,7 @@ LOG_SCALE_FLOOR, LOG_SCALE_CEILING = -6.0, 3.0
 there is nothing to win. At the ceiling the 256 bins are still told apart in float32."""
 
 
-class PixelLikelihood:
+class PixelLikelihood(ABC):
     """p(x | z) of one image, pixels independent given z (a ``DataLikelihood``)."""
 
     @property
@@ -56,9 +57,9 @@ class PixelLikelihood:
         """
         return to_signed(require_bytes(x))
 
+    @abstractmethod
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """[B] nats per image, summed over C H W, for ``output`` [B C' H W]."""
-        raise NotImplementedError
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """Minus ``log_prob``: [B] nats."""
