@@ -40,7 +40,7 @@ bench: setup ## Measure throughput and start-up; writes benchmarks/results/*.jso
 	$(BIN)/python benchmarks/gan.py
 	$(BIN)/python benchmarks/autoencoder.py
 	$(BIN)/python benchmarks/sampling_ar.py
-	$(BIN)/python benchmarks/flows.py
+	$(BIN)/python benchmarks/densities.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/safety.py
 

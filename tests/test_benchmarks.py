@@ -334,12 +334,28 @@ def test_pixel_sampling_is_timed_beside_the_whole_network_that_draws_the_same(
         module.main(words)
 
 
-@pytest.mark.parametrize("case", ["glow", "realnvp"])
-def test_a_step_of_a_flow_is_timed(bench: Any, case: str, tmp_path: Path) -> None:
-    assert bench("flows").main([case, "--quick", "--clock", "cpu", "--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / f"flow_{case}.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("case", ["glow", "realnvp", "gated_pixelcnn"])
+def test_a_step_of_a_model_with_a_density_is_timed(bench: Any, case: str, tmp_path: Path) -> None:
+    words = [case, "--quick", "--clock", "cpu", "--precision", "bf16-mixed", "--out", str(tmp_path)]
+    assert bench("densities").main(words) == 0
+    record = json.loads((tmp_path / f"{case}_bf16-mixed.json").read_text(encoding="utf-8"))
     assert set(record) >= COMMON | {"ms_per_step", "parameters", "peers"}
+    assert record["precision"] == "bf16-mixed"
     assert record["ms_per_step"]["gentrain"]["median"] > 0
-    assert set(record["goals"]) == set(record["peers"]) == set(record["speed_over"])
+    assert set(record["goals"]) == set(record["speed_over"])
+    if case == "gated_pixelcnn":
+        assert set(record["goals"]) == {"plain"}
+        assert record["equal_loss"] > 0
+        return
+    assert set(record["goals"]) == set(record["peers"])
     sizes = record["parameters"]
     assert all(abs(count - sizes["gentrain"]) < 0.03 * sizes["gentrain"] for count in sizes.values())
+
+
+def test_a_plain_build_that_computes_otherwise_is_refused(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = bench("densities")
+    monkeypatch.setattr(module.PlainLayer, "gate", staticmethod(lambda x: x.chunk(2, dim=1)[0].tanh()))
+    with pytest.raises(SystemExit, match="does not compute the same"):
+        module.main(["gated_pixelcnn", "--quick", "--out", str(tmp_path)])
