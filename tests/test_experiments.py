@@ -35,6 +35,47 @@ def test_every_recipe_checks(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert main(["check", f"experiment={name}", "metrics=none"]) == 0
 
 
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_recipe_measures_something(name: str) -> None:
+    from gentrain.compose import compose
+
+    metrics = compose([f"experiment={name}"]).config["metrics"]
+    assert {**metrics["scores"], **metrics["at_end"], **metrics["also"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "limit"),
+    [
+        ("rbm_mnist_static", "annealed", None),
+        ("rbm_fashion_mnist", "annealed", None),
+        ("dbm_mnist_static", "annealed", None),
+        ("gsn_mnist", "parzen", None),
+        ("gsn_fashion_mnist", "parzen", None),
+        ("ssgan_cifar10", "classification", None),
+    ],
+)
+def test_a_recipe_measures_what_its_protocol_says(name: str, score: str, limit: int | None) -> None:
+    from gentrain.compose import compose
+
+    metrics = compose([f"experiment={name}"]).config["metrics"]
+    assert (list(metrics["scores"]), list(metrics["at_end"]), list(metrics["also"])) == ([], [], [score])
+    assert metrics["also"][score]["limit"] is limit
+
+
+def test_a_model_s_own_scores_are_measured_alone_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["data=digits", "size=tiny", "train.iterations=2", "trainer.threads=1", "metrics=own", "name=run"]
+    assert main(["model=rbm", *words]) == 0
+    final = json.loads((tmp_path / "outputs" / "run" / "run.json").read_text(encoding="utf-8"))["final"]
+    assert "nll_nats_ais" in final
+    assert not any(key.startswith("fd") for key in final)
+    capsys.readouterr()
+    assert main(["model=dcgan", *words]) == 2
+    assert "asks for no scores of its own" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(280)
 def test_the_celeba_recipe_takes_twenty_steps_at_the_papers_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
