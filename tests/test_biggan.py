@@ -260,3 +260,12 @@ def test_the_ablation_is_the_table_row_by_row() -> None:
         assert int(row["wants.ch"]) == ch // 6 - (ch == 64) * 2
         assert [row["wants.shared"], row["wants.hier"]] == [str(shared).lower(), str(hier).lower()]
         assert (float(row["wants.ortho"]) > 0) == ortho
+
+
+def test_what_the_ablation_reached_is_what_was_measured() -> None:
+    rows = json.loads((ROOT / "docs" / "measured" / "biggan_ablation.json").read_text(encoding="utf-8"))["tables"][0]["rows"]
+    by_place = sorted(rows, key=lambda row: str(row["runs"][0]))  # jobs are numbered in the table's order
+    figures = [f"{row['columns']['fd_domain']['values'][0]:.1f}" for row in by_place]
+    head = (ROOT / "conf" / "experiment" / "biggan_ablation.yaml").read_text(encoding="utf-8").partition("defaults:")[0]
+    assert len(figures) == len(compose(["experiment=biggan_ablation"]).config["sweep"]["variants"])
+    assert ", ".join(figures) in head
