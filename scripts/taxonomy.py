@@ -131,6 +131,13 @@ def cell(found: Mapping[str, Any] | None, unit: str = "") -> str:
     return bound + (number(mean) if sd is None else with_spread(mean, sd)) + unit
 
 
+BINARISED = {
+    "threshold": "on at half brightness",
+    "static": "binarised once",
+    "dynamic": "binarised anew each time",
+}
+
+
 def likelihood(row: Mapping[str, Any]) -> str:
     """bits/dim where pixels have 8 bits, else nats per image and of what."""
     columns = row["columns"]
@@ -138,10 +145,14 @@ def likelihood(row: Mapping[str, Any]) -> str:
         return bits
     of = next(iter(row["protocol"].get("likelihood", {}).values()), {})
     what = "of a density" if of.get("bits") is None else f"{of.get('binarisation')} {of['bits']}-bit"
+    if estimate := cell(columns.get("nll_nats_ais")):
+        return f"about {estimate} nats, {BINARISED.get(of.get('binarisation', ''), what)}"
     nats = dict(columns.get("nll_nats") or columns.get("iw_bound_nats") or columns.get("elbo_nats") or {})
     if "nll_nats" not in columns and nats.get("mean") is not None:  # a log-likelihood's lower bound, turned round
         nats |= {"mean": -nats["mean"], "bound": "<="}
-    return cell(nats, f" nats, {what}".replace("static 1-bit", "binarised once").replace("dynamic 1-bit", "binarised"))
+    for rule, said in BINARISED.items():
+        what = what.replace(f"{rule} 1-bit", said)
+    return cell(nats, f" nats, {what}")
 
 
 def scores(folder: Path) -> dict[str, list[Score]]:

@@ -108,7 +108,7 @@ def test_another_depth_has_a_key_of_its_own_and_binary_pixels_have_none(data: Da
     [
         ({"bits": 16}, "bits=16"),
         ({"bits": 0}, "bits=0"),
-        ({"binarisation": "sometimes"}, "binarisation='sometimes' is none of none, static, dynamic"),
+        ({"binarisation": "sometimes"}, "binarisation='sometimes' is none of none, threshold, static, dynamic"),
         ({"binarisation": "static"}, "leaves bits=1, not 8"),
         ({"dequantisation": "uniform"}, "exact=False"),
         ({"dequantisation": "gaussian"}, "dequantisation='gaussian'"),
@@ -145,7 +145,8 @@ def test_the_protocol_says_what_the_likelihood_is_of_and_how_many_samples_bound_
 @pytest.mark.parametrize(
     ("loss", "on"),
     [
-        ("bernoulli", LikelihoodOn(bits=1, binarisation="static", exact=False)),
+        ("bernoulli", LikelihoodOn(bits=1, binarisation="threshold", exact=False)),
+        ("bernoulli loss.binarize=once", LikelihoodOn(bits=1, binarisation="static", exact=False)),
         ("bernoulli loss.binarize=sample", LikelihoodOn(bits=1, binarisation="dynamic", exact=False)),
         ("bernoulli loss.binarize=none", LikelihoodOn(bits=None, exact=False)),
         ("gaussian", LikelihoodOn(exact=False)),
@@ -228,7 +229,7 @@ def machine(seed: int, scale: float = 1.0, visible: int = 10, hidden: int = 8) -
 class Machine:
     """A machine over the 64 pixels of a digit, on at half brightness."""
 
-    likelihood_on = LikelihoodOn(bits=1, binarisation="static")
+    likelihood_on = LikelihoodOn(bits=1, binarisation="threshold")
 
     def __init__(self, rbm: RBM) -> None:
         self.parameters = rbm
@@ -300,7 +301,7 @@ def test_the_likelihood_of_a_machine_is_that_of_enumeration() -> None:
     found = report.scores
     assert tuple(found) == metric.scores(system, data)
     assert report.protocol["likelihood"]["m"] == {
-        "bits": 1, "binarisation": "static", "dequantisation": "none", "exact": False
+        "bits": 1, "binarisation": "threshold", "dequantisation": "none", "exact": False
     }  # fmt: skip
     assert report.protocol["splits"] == {"m": "test 64, train 40"}
     v, h = x.view(-1, visible).double() / 255, states(8)

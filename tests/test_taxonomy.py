@@ -75,6 +75,7 @@ def test_scores_are_those_of_the_tables_with_their_bounds_and_units(tmp_path: Pa
         row("m a=1", {"bits_per_dim": {"mean": 3.21, "sd": 0.012}, "fd_domain": {"mean": 5.5, "sd": None}}, bits=8),
         row("m a=2", {"bits_per_dim": {"mean": 4.0, "sd": None, "bound": "<="}}, bits=8),
         row("m a=3", {"iw_bound_nats": {"mean": -90.25, "sd": None, "bound": ">="}}, bits=1, binarisation="static"),
+        row("m a=6", {"nll_nats_ais": {"mean": 80.5, "sd": None}}, bits=1, binarisation="threshold"),
         row("m a=4", {"nll_nats": {"mean": -12.5, "sd": None}}, bits=None),
         row("m a=5", {"bits_per_dim": {"mean": None}, "fd_domain": {"mean": None}}),
     ]
@@ -85,6 +86,7 @@ def test_scores_are_those_of_the_tables_with_their_bounds_and_units(tmp_path: Pa
         ("m a=1", "3.210 ± 0.012 bits/dim", "5.5"),
         ("m a=2", "at most 4 bits/dim", ""),
         ("m a=3", "at most 90.25 nats, binarised once", ""),
+        ("m a=6", "about 80.5 nats, on at half brightness", ""),
         ("m a=4", "-12.5 nats, of a density", ""),
     ]
     assert {(score.data, score.seeds, score.file) for score in found["m"]} == {("digits", 3, "some.json")}

@@ -139,20 +139,20 @@ class LikelihoodOn:
     """What a likelihood is the likelihood of: nats of other things never stand side by side.
 
     ``bits``: it gives the probability of levels 0 .. 2^bits - 1; None where it is a density, or no probability at all.
-    ``binarisation``: pixels made 0 or 1, ``static`` at a threshold or once for all, ``dynamic`` by draws with their
-    brightness as probability. ``dequantisation``: noise that was added to levels so that a density could be asked for
-    them; its mean is then a lower bound (Theis et al. 2016, arXiv 1511.01844). ``exact``: the likelihood itself, not a
-    bound on it or an estimate. Raises UserError for what contradicts itself.
+    ``binarisation``: pixels made 0 or 1, ``threshold`` at half brightness; by draws with their brightness as
+    probability, ``static`` once for all, ``dynamic`` anew each time. ``dequantisation``: noise that was added to levels
+    so that a density could be asked for them; its mean is then a lower bound (Theis et al. 2016, arXiv 1511.01844).
+    ``exact``: the likelihood itself, not a bound on it or an estimate. Raises UserError for what contradicts itself.
     """
 
     bits: int | None = 8
-    binarisation: Literal["none", "static", "dynamic"] = "none"
+    binarisation: Literal["none", "threshold", "static", "dynamic"] = "none"
     dequantisation: Literal["none", "uniform", "variational"] = "none"
     exact: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("binarisation", ("none", "static", "dynamic")),
+            ("binarisation", ("none", "threshold", "static", "dynamic")),
             ("dequantisation", ("none", "uniform", "variational")),
         ):
             if getattr(self, name) not in known:

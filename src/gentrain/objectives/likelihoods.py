@@ -66,6 +66,14 @@ class PixelLikelihood(ABC):
         return -self.log_prob(output, target)
 
 
+BINARISATION: dict[str, Literal["threshold", "static", "dynamic"]] = {
+    "threshold": "threshold",
+    "once": "static",
+    "sample": "dynamic",
+}
+"""What the literature calls ``binarize``."""
+
+
 @dataclass(frozen=True)
 class Bernoulli(PixelLikelihood):
     """Pixels that are 0 or 1; the decoder's output is the logit of 1 (Kingma and Welling 2014, appendix C.1).
@@ -91,7 +99,7 @@ class Bernoulli(PixelLikelihood):
     def likelihood_on(self) -> LikelihoodOn:
         if self.binarize == "none":
             return LikelihoodOn(bits=None, exact=False)
-        return LikelihoodOn(bits=1, binarisation="dynamic" if self.binarize == "sample" else "static")
+        return LikelihoodOn(bits=1, binarisation=BINARISATION[self.binarize])
 
     def channels(self, c: int) -> int:
         return c
