@@ -161,6 +161,42 @@ def test_the_table_of_gans_is_what_was_measured() -> None:
             assert f" {accuracy[row['model']]:.3f} |" in line
 
 
+def test_the_tables_of_densities_are_what_was_measured() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("### Explicit density")[2].partition("\n## ")[0]
+    found = json.loads((ROOT / "docs" / "densities.json").read_text(encoding="utf-8"))
+    yardsticks = json.loads((ROOT / "docs" / "measured" / "yardsticks.json").read_text(encoding="utf-8"))
+    rows = {
+        (row["model"], bool(row["columns"].get("bits_per_dim", {}).get("values"))): row
+        for table in found["tables"]
+        for row in table["rows"]
+    }
+    first, _, second = section.partition("Fashion-MNIST, all 256 levels")[2].partition("drawn once for all")
+    shown = [line for line in (first + second).splitlines() if line.startswith("| `") and "`model=`" not in line]
+    assert any(of_bits for _, of_bits in rows)
+    for line in shown:
+        name, cells = line.split("`")[1], [cell.strip() for cell in line.split("|")[2:-1]]
+        of_bits = line in first
+        if (name, of_bits) not in rows:  # scored by `gentrain evaluate`
+            measured = found["evaluated"][name]
+            assert cells[-1] == f"{measured['parameters']:,}"
+            assert cells[0] in (f"{measured.get('nll_nats_ais', 0):.1f}", "no likelihood")
+            if "parzen_nats_unreliable" in measured:
+                assert f" {measured['parzen_nats_unreliable']:.0f} nats" in line
+            continue
+        columns = rows.pop((name, of_bits))["columns"]
+        values = {key: column["values"][0] for key, column in columns.items() if column.get("values")}
+        if of_bits:
+            speed = found["samples_per_second"][name]
+            numbers = [f"{values['bits_per_dim']:.3f}", f"{values['parameters']:,.0f}", f"{values['images']:,.0f}"]
+            assert cells == [*numbers, f"{values['seconds'] / 60:.0f}", f"{speed:,.1f}"], name
+        else:
+            assert (cells[0], cells[-1]) == (f"{values['nll_nats']:.1f}", f"{values['parameters']:,.0f}"), name
+    assert not rows, "measured, and not shown"
+    for name in ("independent", "lzma", "webp"):
+        assert f"{yardsticks['bits_per_dim'][name]:.2f}" in first
+
+
 def test_the_table_of_tricks_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "tricks.md").read_text(encoding="utf-8")
     rows = json.loads((ROOT / "docs" / "measured" / "tricks.json").read_text(encoding="utf-8"))["tables"][0]["rows"]
