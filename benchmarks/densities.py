@@ -151,7 +151,7 @@ class PlainLayer(nn.Module):
         reach, kernel = ours.reach, ours.kernel
         self.vertical = nn.Conv2d(inputs, wide, kernel, padding=reach)
         self.horizontal = nn.Conv2d(inputs, wide, (1, kernel), padding=(0, reach))
-        self.link, self.across, self.last = ours.link, ours.across, ours.last
+        self.link, self.across = ours.link, ours.across
         self.skip = nn.Conv2d(wide // 2, len(skips), 1, bias=False)
         above, left = torch.zeros(kernel, kernel), torch.zeros(1, kernel)
         above[: reach + 1], left[:, : reach + 1] = 1.0, 1.0

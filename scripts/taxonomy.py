@@ -144,14 +144,13 @@ def likelihood(row: Mapping[str, Any]) -> str:
     if bits := cell(columns.get("bits_per_dim"), " bits/dim"):
         return bits
     of = next(iter(row["protocol"].get("likelihood", {}).values()), {})
-    what = "of a density" if of.get("bits") is None else f"{of.get('binarisation')} {of['bits']}-bit"
+    rule, bits_of = of.get("binarisation", ""), of.get("bits")
+    what = BINARISED.get(rule) or ("of a density" if bits_of is None else f"{rule} {bits_of}-bit")
     if estimate := cell(columns.get("nll_nats_ais")):
-        return f"about {estimate} nats, {BINARISED.get(of.get('binarisation', ''), what)}"
+        return f"about {estimate} nats, {what}"
     nats = dict(columns.get("nll_nats") or columns.get("iw_bound_nats") or columns.get("elbo_nats") or {})
     if "nll_nats" not in columns and nats.get("mean") is not None:  # a log-likelihood's lower bound, turned round
         nats |= {"mean": -nats["mean"], "bound": "<="}
-    for rule, said in BINARISED.items():
-        what = what.replace(f"{rule} 1-bit", said)
     return cell(nats, f" nats, {what}")
 
 

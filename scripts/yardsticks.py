@@ -73,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = build(compose(["model=pixelcnn", f"data={chosen.data}"]).config["data"], where="data")
     train, test = data.train.all().x, data.test.all().x
     found = {"data": chosen.data, "test_images": len(test), "bits_per_dim": measure(train, test)}
-    chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(chosen.out / "yardsticks.json", json.dumps(found, indent=2).encode() + b"\n")
     print(json.dumps(found))
     return 0

@@ -150,13 +150,12 @@ def _wanted(raw: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 def _refuse_idle(raw: DictConfig, overrides: Sequence[str]) -> None:
     """UserError for a choice that no other key of the config asks for, or that chooses nothing."""
+    model = raw.hydra.runtime.choices.get("model")
     for group in ("loss", "turns"):
         if _chosen(group, overrides) and f"${{{group}" not in OmegaConf.to_yaml(raw, resolve=False):
             word = next(word for word in overrides if word.startswith(f"{group}="))
-            model = raw.hydra.runtime.choices.get("model")
             raise UserError(f"{word}: model={model} depends on no {group}=, it has one of its own: leave it out")
     if raw.hydra.runtime.choices.get("metrics") == "own" and not raw.wants.scores:
-        model = raw.hydra.runtime.choices.get("model")
         raise UserError(f"metrics=own: model={model} asks for no scores of its own; leave it out, or choose another")
 
 
