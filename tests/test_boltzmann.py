@@ -23,13 +23,14 @@ from gentrain.engine.state import rng_state, set_rng_state
 from gentrain.errors import UserError
 from gentrain.families.boltzmann import BoltzmannMachine
 from gentrain.models.dbm import TwoLayerMachine, TwoLayers
-from gentrain.models.rbm import ContrastiveDivergence, Persistent, Restricted, RestrictedMachine
+from gentrain.models.rbm import ContrastiveDivergence, Persistent, Restricted, RestrictedMachine, uncentred
 from gentrain.objectives.boltzmann import (
     Annealing,
     MakesMachine,
     Negative,
     exact_log_partition,
     free_energy,
+    in_double,
     log_partition,
     mean_of_hidden,
     mean_of_visible,
@@ -105,6 +106,19 @@ def test_the_conditionals_are_those_of_the_joint_table() -> None:
     torch.testing.assert_close(mean_of_visible(rbm, h), joint.T @ v / joint.sum(0)[:, None])
 
 
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_offsets_change_the_energy_of_all_states_by_one_constant(gaussian: bool) -> None:
+    rbm = parameters(5, 4, gaussian=gaussian)
+    base = torch.randn(5, dtype=torch.float64)
+    v, h = (torch.randn(32, 5, dtype=torch.float64) if gaussian else states(5)), states(4)
+    mean = base if gaussian else torch.sigmoid(base)
+    own = -0.5 * (v - rbm.visible_bias).square().sum(1) if gaussian else (v - mean) @ rbm.visible_bias
+    centred = own[:, None] + (v - mean) @ rbm.weight @ (h - 0.5).T + (h - 0.5) @ rbm.hidden_bias
+    apart = centred - minus_energy(uncentred(rbm, base), v, h)
+    torch.testing.assert_close(apart, apart[0, 0].expand_as(apart))
+    assert float((centred - minus_energy(rbm, v, h)).std()) > 0.1
+
+
 def test_gaussian_units_have_the_conditional_and_the_constant_of_an_integral() -> None:
     rbm = parameters(2, 3, gaussian=True)
     axis = torch.linspace(-12, 12, 481, dtype=torch.float64)
@@ -157,7 +171,7 @@ def test_the_probabilities_of_all_images_sum_to_one() -> None:
         log_p = system.log_likelihood(everything)
         assert float(log_p.exp().sum()) == pytest.approx(1.0, abs=1e-5)
         h = states(hidden)
-        rbm = RBM(*(p.detach().double() for p in system.nets["machine"].parameters()))
+        rbm = in_double(system.rbm())
         joint = minus_energy(rbm, states(9), h)
         torch.testing.assert_close(
             log_p, torch.log_softmax(joint.flatten(), 0).view_as(joint).logsumexp(1), atol=1e-6, rtol=0
@@ -244,8 +258,10 @@ def test_a_long_chain_gives_the_exact_gradient_and_a_short_one_does_not() -> Non
     assert error(ContrastiveDivergence(1)) > 0.06
 
 
-def test_the_objective_is_their_difference_and_only_the_data_and_the_weights_carry_gradients() -> None:
-    system = system_of(Restricted(4))
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_objective_is_their_difference_and_only_the_data_and_the_weights_carry_gradients(centred: bool) -> None:
+    system = system_of(Restricted(4, centred))
+    system.machine.base.normal_()
     x = some_pictures(30)
     torch.manual_seed(5)
     terms = system.objective(Images(x))
@@ -254,15 +270,17 @@ def test_the_objective_is_their_difference_and_only_the_data_and_the_weights_car
     v = (x.flatten(1) > 0).float()
     fake = ContrastiveDivergence()(rbm, v)
     assert float(terms["data"].detach()) == pytest.approx(float(free_energy(rbm, v).mean().detach()), abs=1e-5)
-    assert float(terms["model"]) == pytest.approx(-float(free_energy(rbm, fake).mean()), abs=1e-5)
+    assert float(terms["model"].detach()) == pytest.approx(-float(free_energy(rbm, fake).mean().detach()), abs=1e-5)
     grads = torch.autograd.grad(sum(terms.values(), torch.zeros(())), [rbm.weight])
-    wanted = fake.T @ mean_of_hidden(rbm, fake) / 30 - v.T @ mean_of_hidden(rbm, v) / 30
+    shift, half = (torch.sigmoid(system.machine.base), 0.5) if centred else (torch.zeros(9), 0.0)
+    wanted = (fake - shift).T @ (mean_of_hidden(rbm, fake) - half) / 30
+    wanted = wanted - (v - shift).T @ (mean_of_hidden(rbm, v) - half) / 30
     torch.testing.assert_close(grads[0], wanted, atol=1e-5, rtol=0)
 
 
 def test_the_pseudo_likelihood_is_that_of_the_enumerated_conditionals() -> None:
     system, v = system_of(Restricted(4)), states(9)[[5, 77, 300]]
-    rbm = RBM(*(p.detach().double() for p in system.nets["machine"].parameters()))
+    rbm = in_double(system.rbm())
     log_p = -free_energy(rbm, states(9))
     place = (v * 2 ** torch.arange(9)).sum(1).long()
     other = place[:, None] ^ (1 << torch.arange(9))  # with one pixel changed
@@ -278,7 +296,7 @@ def test_the_pseudo_likelihood_is_that_of_the_enumerated_conditionals() -> None:
 
 def test_long_chains_have_the_means_of_the_model_whatever_they_start_from() -> None:
     system = system_of(Restricted(4), scale=0.6)
-    rbm = RBM(*(p.detach().double() for p in system.nets["machine"].parameters()))
+    rbm = in_double(system.rbm())
     expected = torch.softmax(-free_energy(rbm, states(9)), 0) @ states(9)
     white = torch.full((3000, 1, 3, 3), 255, dtype=torch.uint8)
     for start in (None, white):
@@ -351,19 +369,27 @@ def deep(second: float = 1.0, mean_field: int = 30) -> TwoLayerMachine:
     with torch.no_grad():
         machine.weight.normal_()
         machine.weight[5:] *= second
+        machine.base[:5].normal_()
         machine.outer_bias.normal_()
         machine.first_bias.normal_()
     return machine.double()
 
 
+def centred_energy(machine: TwoLayerMachine, u: Tensor, h1: Tensor) -> Tensor:
+    """[N M] of the units (v, h2) [N 8] and the first layer [M 4], less that of units which are all off."""
+
+    def energy(u: Tensor, h1: Tensor) -> Tensor:
+        u, h1 = u - torch.sigmoid(machine.base), h1 - 0.5
+        return -(u @ machine.weight @ h1.T + (u @ machine.outer_bias)[:, None] + h1 @ machine.first_bias)
+
+    return energy(u, h1) - energy(torch.zeros_like(u[:1]), torch.zeros_like(h1[:1]))
+
+
 def enumerated(machine: TwoLayerMachine) -> Tensor:
     """log p*(v) [32], the energy written out over both layers."""
-    w1, w2 = machine.weight[:5], machine.weight[5:].T  # [5 4] and [4 3]
-    b, c2 = machine.outer_bias[:5], machine.outer_bias[5:]
-    v, h1, h2 = states(5), states(4), states(3)
-    total = torch.einsum("ni,ij,mj->nm", v, w1, h1)[:, :, None] + torch.einsum("mj,jk,lk->ml", h1, w2, h2)
-    total = total + (v @ b)[:, None, None] + (h1 @ machine.first_bias)[:, None] + h2 @ c2
-    return torch.logsumexp(total, (1, 2)).detach()
+    v, h2 = states(5), states(3)
+    u = torch.cat([v.repeat_interleave(len(h2), 0), h2.repeat(len(v), 1)], 1)
+    return torch.logsumexp(-centred_energy(machine, u, states(4)).view(len(v), -1), 1).detach()
 
 
 def test_the_bound_lies_below_the_likelihood_and_is_tight_without_a_second_layer() -> None:
@@ -397,10 +423,8 @@ def test_the_deep_machines_likelihood_is_a_bound_and_its_gradient_that_of_the_bo
     machine = system.nets["machine"]
     v = states(9)[::31].float()
     u = machine.complete(v)
-    mu = torch.sigmoid(u @ machine.weight + machine.first_bias).detach()
-    energy = -(
-        torch.einsum("bi,ij,bj->b", u, machine.weight, mu) + u @ machine.outer_bias + mu @ machine.first_bias
-    ).mean()
+    mu = torch.sigmoid((u - torch.sigmoid(machine.base)) @ machine.weight + machine.first_bias).detach()
+    energy = centred_energy(machine, u, mu).diagonal().mean()
     params = list(machine.parameters())
     for a, b in zip(
         torch.autograd.grad(machine.free_energy(v).mean(), params), torch.autograd.grad(energy, params), strict=True

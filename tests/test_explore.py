@@ -71,7 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "roll": ["model=aae", "model/prior=swiss_roll", "model.latent=2"],
     }
     for name, choices in more.items():
-        code = main([*TINY, "metrics=none", *choices, f"output={home}", f"name={name}"])
+        code = main([*TINY, "precision=32-true", "metrics=none", *choices, f"output={home}", f"name={name}"])
         assert code == 0, name
     return {name: home / name for name in more}
 

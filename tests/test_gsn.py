@@ -68,11 +68,11 @@ def test_a_step_updates_odd_layers_then_even_ones_with_tied_weights() -> None:
     torch.testing.assert_close(output, (new1 @ w1.T + b0).view(7, 1, 2, 3))
 
 
+@torch.no_grad()
 def test_noise_stands_before_and_behind_the_activation_of_all_but_the_quiet_layers() -> None:
     net = network(noise=2.0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.zero_()
+    for parameter in net.parameters():
+        parameter.zero_()
     x = torch.zeros(40_000, 1, 2, 3)
     _, (first, second) = net(x, net.rest(x))
     assert bool((first == 0).all())

@@ -1,13 +1,14 @@
 """Deep Boltzmann machine of two hidden layers, the second connected to the first alone.
 
 Paper: Salakhutdinov and Hinton 2009, Deep Boltzmann Machines, AISTATS: section 2 (mean field, persistent chains), 3
-(two layers), 3.2 (annealed importance sampling with one layer summed over, lower bound).
-    E(v, h1, h2) = -b v - c1 h1 - c2 h2 - v W1 h1 - h1 W2 h2
+(two layers), 3.2 (annealed importance sampling with one layer summed over, lower bound). Montavon and Mueller 2012,
+Learning Feature Hierarchies with Centered Deep Boltzmann Machines, arXiv 1203.3783: units minus offsets.
+    E(v, h1, h2) = -b v - c1 h1 - c2 h2 - v W1 h1 - h1 W2 h2,    each unit less its mean before the first iteration
 Adds to the restricted machine: a second hidden layer, whose posterior is approximated by a product of means that are
 iterated to a fixed point; the likelihood is bounded from below. Given h1 the pixels and h2 are independent, so it is a
 restricted machine of (v, h2) against h1: chains, gradient and annealing are its own.
 Departs: no greedy pretraining of the layers (section 3.1), which the paper credits with better models: here both layers
-learn together from the first iteration.
+learn together from the first iteration, which centring makes possible; its offsets stay where they began.
 Checked by: tests/test_boltzmann.py (the bound below the enumerated log p, tight without the second layer's weights,
 better with more iterations of the mean field; its gradient; annealing against enumeration).
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from gentrain.capabilities import RBM
 from gentrain.errors import UserError
-from gentrain.models.rbm import begin_biases
+from gentrain.models.rbm import begin_biases, uncentred
 from gentrain.objectives.boltzmann import free_energy, mean_of_visible
 from gentrain.types import Spec
 
@@ -51,7 +52,11 @@ class TwoLayers:
 
 
 class TwoLayerMachine(nn.Module):
-    """``weight`` [V+H2 H1]: W1 above W2's transpose. All weights start at N(0, 0.01^2), hidden biases at 0."""
+    """``weight`` [V+H2 H1]: W1 above W2's transpose. All weights start at N(0, 0.01^2), hidden biases at 0.
+
+    The biases are those of centred units: of pixels less their means in the data, of hidden units less 1/2. It is the
+    same set of distributions as without, and another direction of steepest descent.
+    """
 
     exact = False
 
@@ -65,7 +70,7 @@ class TwoLayerMachine(nn.Module):
         self.base: Tensor
 
     def rbm(self) -> RBM:
-        return RBM(self.weight, self.outer_bias, self.first_bias)
+        return uncentred(RBM(self.weight, self.outer_bias, self.first_bias), self.base)
 
     @torch.no_grad()
     def begin(self, units: Tensor) -> None:
@@ -74,8 +79,9 @@ class TwoLayerMachine(nn.Module):
     @torch.no_grad()
     def complete(self, v: Tensor) -> Tensor:
         """Coordinate ascent on the bound, from a second layer that knows nothing: each half step raises it."""
-        from_data = v @ self.weight[: self.visible] + self.first_bias
-        above = RBM(self.weight[self.visible :], self.outer_bias[self.visible :], self.first_bias)
+        rbm, pixels = self.rbm(), self.visible
+        from_data = v @ rbm.weight[:pixels] + rbm.hidden_bias
+        above = RBM(rbm.weight[pixels:], rbm.visible_bias[pixels:], rbm.hidden_bias)
         second = torch.full((len(v), len(above.visible_bias)), 0.5, dtype=v.dtype, device=v.device)
         for _ in range(self.mean_field):
             first = torch.sigmoid(from_data + second @ above.weight)

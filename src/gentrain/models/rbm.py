@@ -3,11 +3,13 @@
 Paper: Hinton 2002, Training Products of Experts by Minimizing Contrastive Divergence, Neural Computation 14 (CD);
 Tieleman 2008, Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient (PCD); Hinton
 2012, A Practical Guide to Training Restricted Boltzmann Machines, sections 8 (biases from the data's means) and 13.2
-(Gaussian units).
+(Gaussian units); Melchior, Fischer and Wiskott 2016, How to Center Deep Boltzmann Machines, JMLR 17, section 2.
     E(v, h) = -b v - c h - v W h,    F(v) = -b v - sum_j log(1 + exp(c_j + v W_j)),
     gradient = E_data[dF] - E_model[dF]
 Adds: a machine whose likelihood is known but for the constant Z, and two ways to come by samples for the second term.
-Departs: the gradient is that of mean F(data) - mean F(samples), the samples held fixed, by autograd: the last hidden
+Departs: units less their offsets by default, which changes the direction of the gradient and not the set of
+distributions: chains then mix over the kinds of picture, and do not stay with one. Offsets stay where they began.
+The gradient is that of mean F(data) - mean F(samples), the samples held fixed, by autograd: the last hidden
 update is then by probabilities, and nothing else differs from the rules in the papers. No weight decay, no sparsity
 target, no parallel tempering.
 Checked by: tests/test_boltzmann.py (energies, conditionals, probabilities and the gradient against enumeration; a long
@@ -30,9 +32,10 @@ from gentrain.types import Spec
 
 @dataclass(frozen=True)
 class Restricted:
-    """``hidden``: binary hidden units (config target)."""
+    """``hidden``: binary hidden units. ``centred``: learn the biases of units less their offsets (config target)."""
 
     hidden: int = 500
+    centred: bool = True
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
@@ -43,7 +46,7 @@ class Restricted:
         return self.hidden
 
     def machine(self, spec: Spec, *, gaussian: bool) -> nn.Module:
-        return RestrictedMachine(spec.numel, self.hidden, gaussian)
+        return RestrictedMachine(spec.numel, self.hidden, gaussian, self.centred)
 
 
 class RestrictedMachine(nn.Module):
@@ -51,9 +54,9 @@ class RestrictedMachine(nn.Module):
 
     exact = True
 
-    def __init__(self, visible: int, hidden: int, gaussian: bool = False) -> None:
+    def __init__(self, visible: int, hidden: int, gaussian: bool = False, centred: bool = True) -> None:
         super().__init__()
-        self.gaussian = gaussian
+        self.gaussian, self.centred = gaussian, centred
         reach = math.sqrt(6.0 / (visible + hidden))
         self.weight = nn.Parameter(torch.empty(visible, hidden).uniform_(-reach, reach))
         self.visible_bias = nn.Parameter(torch.zeros(visible))
@@ -62,7 +65,8 @@ class RestrictedMachine(nn.Module):
         self.base: Tensor
 
     def rbm(self) -> RBM:
-        return RBM(self.weight, self.visible_bias, self.hidden_bias, self.gaussian)
+        rbm = RBM(self.weight, self.visible_bias, self.hidden_bias, self.gaussian)
+        return uncentred(rbm, self.base) if self.centred else rbm
 
     @torch.no_grad()
     def begin(self, units: Tensor) -> None:
@@ -73,6 +77,18 @@ class RestrictedMachine(nn.Module):
 
     def free_energy(self, v: Tensor) -> Tensor:
         return free_energy(self.rbm(), v)
+
+
+def uncentred(rbm: RBM, base: Tensor) -> RBM:
+    """The same distribution without offsets, of a machine that has them: the means that ``base`` [V] gives units alone
+    for the first group, 1/2 for the second."""
+    mean = base if rbm.gaussian else torch.sigmoid(base)
+    return RBM(
+        rbm.weight,
+        rbm.visible_bias - 0.5 * rbm.weight.sum(dim=1),
+        rbm.hidden_bias - mean @ rbm.weight,
+        rbm.gaussian,
+    )
 
 
 def begin_biases(biases: Tensor, base: Tensor, units: Tensor, gaussian: bool) -> None:
