@@ -213,7 +213,7 @@ def test_the_first_players_loss_falls_on_one_repeated_batch(model: str) -> None:
         elif iteration in (
             1,
             60,
-        ):  # its objective is a difference to samples that follow it; only its gradient is meant
+        ):  # its objective is a difference to samples that follow it
             losses.append(-float(system.log_likelihood(part.x).mean()))
         system._step(seat, iteration)
     assert losses[-1] < losses[0] - 0.01 * abs(losses[0])
