@@ -749,3 +749,14 @@ def test_codes_have_columns_of_their_own(run: Run, make: Make) -> None:
     (row,) = rows_of(run).values()
     assert {"reconstruction_mse", "cluster_accuracy"} <= row["columns"].keys()
     assert "cluster_nmi_pixels" not in row["columns"]
+
+
+def test_estimates_of_a_likelihood_are_shown_without_being_asked_for(run: Run, make: Make) -> None:
+    machine = {"about.can": ["sample", "log_likelihood", "rbm"]}
+    make("m", "vae", config=machine, nll_nats_ais=237.0, log_z=903.0, log_z_sd=0.1)
+    make("c", "gan", parzen_nats_unreliable=280.0, parzen_sigma=0.1)
+    shown = rows_of(run)["vae"]["columns"]
+    assert shown["nll_nats_ais"]["mean"] == 237.0
+    assert "parzen_nats_unreliable" in shown
+    assert not {"log_z", "log_z_sd", "parzen_sigma"} & set(shown)
+    assert "nll_nats_ais" in rows_of(run, "columns=nats")["vae"]["columns"]

@@ -31,7 +31,7 @@ BASES = {
     "floor": rf"{DISTANCE}_floor",
     **{name: rf"{name}{EXTRACTOR}" for name in WITH_EXTRACTOR},
     "bits/dim": "bits_per_dim",
-    "nats": "nll_nats",
+    "nats": "nll_nats(?:_ais)?",
     "modes": "modes_covered",
     "swd": "swd",
     "images/s": "images_per_second",
@@ -43,7 +43,8 @@ BASES = {
 
 DEFAULT = (
     *("fd", "floor", "kid", "is", "precision", "recall", "bits/dim", "nats", "modes", "swd"),
-    *("reconstruction_mse", "fd_domain_reconstructed", "cluster_accuracy", "classification_error", "rate_bpp"),
+    *("parzen_nats_unreliable", "reconstruction_mse", "fd_domain_reconstructed", "cluster_accuracy"),
+    *("classification_error", "rate_bpp"),
     *("parameters", "images", "seconds", "images/s", "samples/s"),
 )
 
