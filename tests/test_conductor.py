@@ -172,15 +172,25 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def test_what_auto_meant_at_the_start_stays_true_where_the_run_goes_on(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_amx", lambda: False)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: False)
     assert run(*words("model=vae", *BUDGET), "name=cut").code == 0
     folder = workplace / "outputs" / "cut"
     (folder / "checkpoints" / checkpoint.file_name(9)).unlink()
     content = {**card(workplace, "cut"), "status": "failed"}
     (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
-    monkeypatch.setattr(precision, "cpu_has_amx", lambda: True)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
     assert run("resume", "run=outputs/cut").code == 0
     assert (card(workplace, "cut")["precision"], end(workplace, "cut")["precision"]) == ("32-true", "32-true")
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [("fpu avx512f avx512_bf16", "bf16-mixed"), ("amx_bf16 sse", "bf16-mixed"), ("avx512f avx512vl", "32-true")],
+)
+def test_auto_goes_by_the_instructions_of_the_cpu(flags: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags : {flags}\n")
+    assert precision.resolve("auto", torch.device("cpu")) == chosen
+    assert precision.resolve("32-true", torch.device("cpu")) == "32-true"
 
 
 def test_a_device_that_is_asked_for_its_losses_once_in_a_block_names_the_first_bad_one() -> None:

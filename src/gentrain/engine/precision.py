@@ -16,19 +16,20 @@ import torch
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 
-def cpu_has_amx() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware tiles (AMX); bf16 by vector instructions does not count."""
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 numbers, of matrices (AMX) or of vectors (AVX-512)."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
         return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
-    """``auto`` means bf16 where the device has it in hardware (CUDA compute capability 8, CPU with AMX)."""
+    """``auto`` means bf16 where the device multiplies it (CUDA compute capability 8, ``cpu_multiplies_bf16``)."""
     if precision != "auto":
         return precision
-    fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_amx()
+    fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_multiplies_bf16()
     return "bf16-mixed" if fast else "32-true"
 
 
