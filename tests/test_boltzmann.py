@@ -164,7 +164,7 @@ def test_annealing_is_within_three_of_its_own_deviations_of_the_exact_constant(s
 def test_the_probabilities_of_all_images_sum_to_one() -> None:
     everything = pictures(states(9).float())
     for hidden in (5, 12):  # fewer and more than pixels: the constant is summed over either group
-        system = system_of(Restricted(hidden))
+        system = system_of(Restricted(hidden, centred=hidden == 5))
         for _ in range(5):
             system.iterate(Images(some_pictures(16)))
         assert system.likelihood_on.exact
@@ -279,7 +279,7 @@ def test_the_objective_is_their_difference_and_only_the_data_and_the_weights_car
 
 
 def test_the_pseudo_likelihood_is_that_of_the_enumerated_conditionals() -> None:
-    system, v = system_of(Restricted(4)), states(9)[[5, 77, 300]]
+    system, v = system_of(Restricted(4, centred=True)), states(9)[[5, 77, 300]]
     rbm = in_double(system.rbm())
     log_p = -free_energy(rbm, states(9))
     place = (v * 2 ** torch.arange(9)).sum(1).long()
@@ -295,7 +295,7 @@ def test_the_pseudo_likelihood_is_that_of_the_enumerated_conditionals() -> None:
 
 
 def test_long_chains_have_the_means_of_the_model_whatever_they_start_from() -> None:
-    system = system_of(Restricted(4), scale=0.6)
+    system = system_of(Restricted(4, centred=True), scale=0.6)
     rbm = in_double(system.rbm())
     expected = torch.softmax(-free_energy(rbm, states(9)), 0) @ states(9)
     white = torch.full((3000, 1, 3, 3), 255, dtype=torch.uint8)
@@ -363,9 +363,9 @@ def test_chains_persist_from_iteration_to_iteration() -> None:
 # --- two hidden layers
 
 
-def deep(second: float = 1.0, mean_field: int = 30) -> TwoLayerMachine:
+def deep(second: float = 1.0, mean_field: int = 30, centred: bool = True) -> TwoLayerMachine:
     torch.manual_seed(2)
-    machine = TwoLayerMachine(5, 4, 3, mean_field)
+    machine = TwoLayerMachine(5, 4, 3, mean_field, centred)
     with torch.no_grad():
         machine.weight.normal_()
         machine.weight[5:] *= second
@@ -375,11 +375,12 @@ def deep(second: float = 1.0, mean_field: int = 30) -> TwoLayerMachine:
     return machine.double()
 
 
-def centred_energy(machine: TwoLayerMachine, u: Tensor, h1: Tensor) -> Tensor:
+def deep_energy(machine: TwoLayerMachine, u: Tensor, h1: Tensor) -> Tensor:
     """[N M] of the units (v, h2) [N 8] and the first layer [M 4], less that of units which are all off."""
 
     def energy(u: Tensor, h1: Tensor) -> Tensor:
-        u, h1 = u - torch.sigmoid(machine.base), h1 - 0.5
+        if machine.centred:
+            u, h1 = u - torch.sigmoid(machine.base), h1 - 0.5
         return -(u @ machine.weight @ h1.T + (u @ machine.outer_bias)[:, None] + h1 @ machine.first_bias)
 
     return energy(u, h1) - energy(torch.zeros_like(u[:1]), torch.zeros_like(h1[:1]))
@@ -389,7 +390,7 @@ def enumerated(machine: TwoLayerMachine) -> Tensor:
     """log p*(v) [32], the energy written out over both layers."""
     v, h2 = states(5), states(3)
     u = torch.cat([v.repeat_interleave(len(h2), 0), h2.repeat(len(v), 1)], 1)
-    return torch.logsumexp(-centred_energy(machine, u, states(4)).view(len(v), -1), 1).detach()
+    return torch.logsumexp(-deep_energy(machine, u, states(4)).view(len(v), -1), 1).detach()
 
 
 def test_the_bound_lies_below_the_likelihood_and_is_tight_without_a_second_layer() -> None:
@@ -406,8 +407,9 @@ def test_the_bound_lies_below_the_likelihood_and_is_tight_without_a_second_layer
     torch.testing.assert_close(alone.free_energy(states(5)), -enumerated(alone))
 
 
-def test_the_constant_of_a_deep_machine_sums_over_all_three_layers() -> None:
-    machine = deep()
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_constant_of_a_deep_machine_sums_over_all_three_layers(centred: bool) -> None:
+    machine = deep(centred=centred)
     exact = float(torch.logsumexp(enumerated(machine), 0))
     assert exact_log_partition(machine.rbm()) == pytest.approx(exact, abs=1e-9)
     found = log_partition(machine.rbm(), chains=200, temperatures=500)
@@ -415,7 +417,7 @@ def test_the_constant_of_a_deep_machine_sums_over_all_three_layers() -> None:
 
 
 def test_the_deep_machines_likelihood_is_a_bound_and_its_gradient_that_of_the_bound() -> None:
-    system = system_of(TwoLayers((4, 3)))
+    system = system_of(TwoLayers((4, 3), centred=True))
     everything = pictures(states(9).float())
     assert not system.likelihood_on.exact
     assert 0.2 < float(system.log_likelihood(everything).exp().sum()) < 1.0 - 1e-4
@@ -424,7 +426,7 @@ def test_the_deep_machines_likelihood_is_a_bound_and_its_gradient_that_of_the_bo
     v = states(9)[::31].float()
     u = machine.complete(v)
     mu = torch.sigmoid((u - torch.sigmoid(machine.base)) @ machine.weight + machine.first_bias).detach()
-    energy = centred_energy(machine, u, mu).diagonal().mean()
+    energy = deep_energy(machine, u, mu).diagonal().mean()
     params = list(machine.parameters())
     for a, b in zip(
         torch.autograd.grad(machine.free_energy(v).mean(), params), torch.autograd.grad(energy, params), strict=True
@@ -437,7 +439,7 @@ def test_the_deep_machines_likelihood_is_a_bound_and_its_gradient_that_of_the_bo
 # --- the start, and mistakes
 
 
-@pytest.mark.parametrize("net", [Restricted(4), TwoLayers((4, 3))])
+@pytest.mark.parametrize("net", [Restricted(4), Restricted(4, centred=True), TwoLayers((4, 3), centred=True)])
 def test_the_visible_biases_start_from_the_means_of_the_data(net: MakesMachine) -> None:
     system = system_of(net)
     x = some_pictures(60)

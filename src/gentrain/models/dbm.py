@@ -3,7 +3,7 @@
 Paper: Salakhutdinov and Hinton 2009, Deep Boltzmann Machines, AISTATS: section 2 (mean field, persistent chains), 3
 (two layers), 3.2 (annealed importance sampling with one layer summed over, lower bound). Montavon and Mueller 2012,
 Learning Feature Hierarchies with Centered Deep Boltzmann Machines, arXiv 1203.3783: units minus offsets.
-    E(v, h1, h2) = -b v - c1 h1 - c2 h2 - v W1 h1 - h1 W2 h2,    each unit less its mean before the first iteration
+    E(v, h1, h2) = -b v - c1 h1 - c2 h2 - v W1 h1 - h1 W2 h2,    ``centred``: each unit less its first mean
 Adds to the restricted machine: a second hidden layer, whose posterior is approximated by a product of means that are
 iterated to a fixed point; the likelihood is bounded from below. Given h1 the pixels and h2 are independent, so it is a
 restricted machine of (v, h2) against h1: chains, gradient and annealing are its own.
@@ -30,10 +30,12 @@ from gentrain.types import Spec
 
 @dataclass(frozen=True)
 class TwoLayers:
-    """``hidden``: units of the first and of the second layer; ``mean_field``: iterations (config target)."""
+    """``hidden``: units of the first and of the second layer; ``mean_field``: iterations; ``centred``: learn the biases
+    of units less their offsets (config target)."""
 
     hidden: Sequence[int] = (500, 1000)
     mean_field: int = 10
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if len(self.hidden) != 2 or min(self.hidden) < 1:
@@ -48,21 +50,21 @@ class TwoLayers:
     def machine(self, spec: Spec, *, gaussian: bool) -> nn.Module:
         if gaussian:
             raise UserError("loss=unit_gaussian: this machine is of binary units; model=rbm has Gaussian ones")
-        return TwoLayerMachine(spec.numel, self.hidden[0], self.hidden[1], self.mean_field)
+        return TwoLayerMachine(spec.numel, self.hidden[0], self.hidden[1], self.mean_field, self.centred)
 
 
 class TwoLayerMachine(nn.Module):
     """``weight`` [V+H2 H1]: W1 above W2's transpose. All weights start at N(0, 0.01^2), hidden biases at 0.
 
-    The biases are those of centred units: of pixels less their means in the data, of hidden units less 1/2. It is the
-    same set of distributions as without, and another direction of steepest descent.
+    ``centred``: the biases are those of pixels less their means in the data, of hidden units less 1/2. It is the same
+    set of distributions as without, and another direction of steepest descent.
     """
 
     exact = False
 
-    def __init__(self, visible: int, first: int, second: int, mean_field: int) -> None:
+    def __init__(self, visible: int, first: int, second: int, mean_field: int, centred: bool = False) -> None:
         super().__init__()
-        self.visible, self.mean_field = visible, mean_field
+        self.visible, self.mean_field, self.centred = visible, mean_field, centred
         self.weight = nn.Parameter(0.01 * torch.randn(visible + second, first))
         self.outer_bias = nn.Parameter(torch.zeros(visible + second))  # of the pixels and of the second layer
         self.first_bias = nn.Parameter(torch.zeros(first))
@@ -70,7 +72,8 @@ class TwoLayerMachine(nn.Module):
         self.base: Tensor
 
     def rbm(self) -> RBM:
-        return uncentred(RBM(self.weight, self.outer_bias, self.first_bias), self.base)
+        rbm = RBM(self.weight, self.outer_bias, self.first_bias)
+        return uncentred(rbm, self.base) if self.centred else rbm
 
     @torch.no_grad()
     def begin(self, units: Tensor) -> None:

@@ -3,11 +3,11 @@
 Paper: Hinton 2002, Training Products of Experts by Minimizing Contrastive Divergence, Neural Computation 14 (CD);
 Tieleman 2008, Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient (PCD); Hinton
 2012, A Practical Guide to Training Restricted Boltzmann Machines, sections 8 (biases from the data's means) and 13.2
-(Gaussian units); Melchior, Fischer and Wiskott 2016, How to Center Deep Boltzmann Machines, JMLR 17, section 2.
+(Gaussian units); Melchior, Fischer and Wiskott 2016, How to Center Deep Boltzmann Machines, JMLR 17.
     E(v, h) = -b v - c h - v W h,    F(v) = -b v - sum_j log(1 + exp(c_j + v W_j)),
     gradient = E_data[dF] - E_model[dF]
 Adds: a machine whose likelihood is known but for the constant Z, and two ways to come by samples for the second term.
-Departs: units less their offsets by default, which changes the direction of the gradient and not the set of
+Departs: ``centred`` takes units less their offsets, which changes the direction of the gradient and not the set of
 distributions: chains then mix over the kinds of picture, and do not stay with one. Offsets stay where they began.
 The gradient is that of mean F(data) - mean F(samples), the samples held fixed, by autograd: the last hidden
 update is then by probabilities, and nothing else differs from the rules in the papers. No weight decay, no sparsity
@@ -35,7 +35,7 @@ class Restricted:
     """``hidden``: binary hidden units. ``centred``: learn the biases of units less their offsets (config target)."""
 
     hidden: int = 500
-    centred: bool = True
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
@@ -54,7 +54,7 @@ class RestrictedMachine(nn.Module):
 
     exact = True
 
-    def __init__(self, visible: int, hidden: int, gaussian: bool = False, centred: bool = True) -> None:
+    def __init__(self, visible: int, hidden: int, gaussian: bool = False, centred: bool = False) -> None:
         super().__init__()
         self.gaussian, self.centred = gaussian, centred
         reach = math.sqrt(6.0 / (visible + hidden))
