@@ -210,10 +210,7 @@ def test_the_first_players_loss_falls_on_one_repeated_batch(model: str) -> None:
         system._gradients(seat, [part], iteration)
         if not isinstance(system, BoltzmannMachine):
             losses.append(sum(float(v[-1]) for k, v in system.ledger.entries.items() if k.startswith("loss/")))
-        elif iteration in (
-            1,
-            60,
-        ):  # its objective is a difference to samples that follow it
+        elif iteration in (1, 60):  # its objective is a difference to samples that follow it
             losses.append(-float(system.log_likelihood(part.x).mean()))
         system._step(seat, iteration)
     assert losses[-1] < losses[0] - 0.01 * abs(losses[0])

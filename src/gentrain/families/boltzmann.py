@@ -32,6 +32,7 @@ from gentrain.objectives.boltzmann import (
     log_partition,
     mean_of_hidden,
     mean_of_visible,
+    mean_under,
     softplus,
     walk,
 )
@@ -135,7 +136,7 @@ class BoltzmannMachine(System):
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             machine, rbm = self.machine, detached(self.machine.rbm())
             if start is None:
-                mean = machine.base if rbm.gaussian else torch.sigmoid(machine.base)
+                mean = mean_under(machine.base, gaussian=rbm.gaussian)
                 u = drawn(mean.expand(n, -1), generator, gaussian=rbm.gaussian)
             else:
                 u = machine.complete(self.visible.prepare(start.to(self.device), fixed=True))

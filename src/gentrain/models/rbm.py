@@ -19,14 +19,14 @@ chain; chains over a resume), tests/test_likelihood_scores.py (annealed importan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gentrain.capabilities import RBM
 from gentrain.errors import UserError
-from gentrain.objectives.boltzmann import drawn, free_energy, mean_of_hidden, mean_of_visible, walk
+from gentrain.objectives.boltzmann import drawn, free_energy, mean_of_hidden, mean_of_visible, mean_under, walk
 from gentrain.types import Spec
 
 
@@ -82,12 +82,10 @@ class RestrictedMachine(nn.Module):
 def uncentred(rbm: RBM, base: Tensor) -> RBM:
     """The same distribution without offsets, of a machine that has them: the means that ``base`` [V] gives units alone
     for the first group, 1/2 for the second."""
-    mean = base if rbm.gaussian else torch.sigmoid(base)
-    return RBM(
-        rbm.weight,
-        rbm.visible_bias - 0.5 * rbm.weight.sum(dim=1),
-        rbm.hidden_bias - mean @ rbm.weight,
-        rbm.gaussian,
+    return replace(
+        rbm,
+        visible_bias=rbm.visible_bias - 0.5 * rbm.weight.sum(dim=1),
+        hidden_bias=rbm.hidden_bias - mean_under(base, gaussian=rbm.gaussian) @ rbm.weight,
     )
 
 

@@ -121,8 +121,12 @@ def mean_of_hidden(rbm: RBM, v: Tensor) -> Tensor:
 
 def mean_of_visible(rbm: RBM, h: Tensor) -> Tensor:
     """E[v | h] [B V]."""
-    drive = h @ rbm.weight.T + rbm.visible_bias
-    return drive if rbm.gaussian else torch.sigmoid(drive)
+    return mean_under(h @ rbm.weight.T + rbm.visible_bias, gaussian=rbm.gaussian)
+
+
+def mean_under(drive: Tensor, *, gaussian: bool) -> Tensor:
+    """Mean of units by what drives them: their biases, where nothing else does."""
+    return drive if gaussian else torch.sigmoid(drive)
 
 
 def drawn(mean: Tensor, generator: torch.Generator | None, *, gaussian: bool = False) -> Tensor:
